@@ -1,0 +1,51 @@
+"""One form for every error a user can meet: what was found, what is allowed, what to do now."""
+
+
+class LexisegError(Exception):
+    """An error that a user can act on.
+
+    Args:
+        found: what was found (value, file, line or key).
+        allowed: what would have been right.
+        fix: what to do now, with a command where there is one.
+    """
+
+    def __init__(self, *, found: str, allowed: str, fix: str) -> None:
+        self.found, self.allowed, self.fix = found, allowed, fix
+        super().__init__(f"found: {found}\nallowed: {allowed}\nto do: {fix}")
+
+    def __reduce__(self):
+        # Keyword-only arguments do not survive the default pickling, which worker processes rely on.
+        return _rebuild, (type(self), self.found, self.allowed, self.fix)
+
+
+def _rebuild(kind: type[LexisegError], found: str, allowed: str, fix: str) -> LexisegError:
+    return kind(found=found, allowed=allowed, fix=fix)
+
+
+class SettingsError(LexisegError):
+    """params.yaml (or an override) holds unknown keys or wrong values; all of them are named at once."""
+
+
+class DataError(LexisegError):
+    """Raw or prepared data cannot be used."""
+
+
+class ModelError(LexisegError):
+    """A model folder, weight file or encoder cannot be used."""
+
+
+class LabelError(LexisegError):
+    """The labels asked for cannot be used: none, empty, twice the same, or outside the text table."""
+
+
+class StageError(LexisegError):
+    """A stage cannot start or must not publish its result."""
+
+
+class StorageError(LexisegError):
+    """Files cannot be written: the disk is full, or the user may not write there."""
+
+
+class TrackingError(LexisegError):
+    """MLflow cannot be reached or written."""
