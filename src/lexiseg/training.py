@@ -1,0 +1,201 @@
+"""One way to train for everything that trains: step-indexed, by Lightning.
+
+Batch k and all randomness of step k are functions of (seed, k) and of nothing else: not of the number of
+loader workers, not of what ran before. That makes every training repeatable bit by bit on one machine and
+lets an interrupted one continue at any step.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import math
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from lexiseg.errors import DataError
+
+# Lightning prints its device summary and a product hint on every fit; its loggers are made when it is imported.
+for _name in ("lightning.pytorch", "lightning.fabric"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
+
+
+def step_seed(seed: int, step: int, *, stream: int = 0) -> int:
+    """A 63-bit seed for one step of one stream of randomness (0: batch, 1: model, others free)."""
+    return int(np.random.SeedSequence([seed, step, stream]).generate_state(2, np.uint64)[0] >> 1)
+
+
+def shuffled_indices(size: int, batch_size: int, step: int, *, seed: int) -> np.ndarray:
+    """Indices of batch `step` when `size` samples are visited epoch by epoch in a fresh random order each.
+
+    Returns:
+        int64 array (batch_size,). A batch may cross the border of two epochs, so none is short.
+    """
+    first = step * batch_size
+    position = np.arange(first, first + batch_size)
+    order = {
+        epoch: np.random.default_rng([seed, int(epoch)]).permutation(size) for epoch in np.unique(position // size)
+    }
+    return np.array([order[epoch][index] for epoch, index in zip(position // size, position % size, strict=True)])
+
+
+def warmup_cosine(step: int, *, steps: int, warmup: int, floor: float = 0.0) -> float:
+    """Learning-rate factor: linear up to 1 over `warmup` steps, then a cosine down to `floor`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def check_labelled_batch(samples: Sequence[Mapping[str, Any]], *, crop: str) -> None:
+    """Refuse samples of a labelled data set that cannot be one batch.
+
+    Args:
+        samples: with `id`, `image` (H, W, 3) and `semantic` (H, W) or None.
+        crop: the setting that brings pictures to one size.
+
+    Raises:
+        DataError: a sample without a label map, or pictures of different sizes.
+    """
+    unlabelled = [sample["id"] for sample in samples if sample["semantic"] is None]
+    if unlabelled:
+        raise DataError(
+            found=f"training samples without a label map: {', '.join(unlabelled)}",
+            allowed="a training split in which every picture is labelled",
+            fix="remove the pictures from the split, or put them into one of their own",
+        )
+    sizes = sorted({sample["image"].shape[:2] for sample in samples})
+    if len(sizes) > 1:
+        raise DataError(
+            found="a batch of pictures of different sizes: " + ", ".join(f"{h} x {w}" for h, w in sizes),
+            allowed="pictures of one size, or crops of one",
+            fix=f"set `{crop}` to [height, width]",
+        )
+
+
+class StepBatches(Dataset):
+    """Item k is the whole batch of step k, made by `make(k)`."""
+
+    def __init__(self, make: Callable[[int], Any], *, steps: int) -> None:
+        self.make, self.steps = make, steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> Any:
+        return self.make(step)
+
+
+class StepSeed(L.Callback):
+    """Seeds torch before every step, so that dropout and the like depend on (seed, step) alone."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_index: int) -> None:
+        torch.manual_seed(step_seed(self.seed, batch_index, stream=1))
+
+
+class Curve(L.Callback):
+    """Keeps what the module logs, every `every` steps, and shows it on a progress bar."""
+
+    def __init__(self, *, steps: int, every: int, title: str) -> None:
+        self.every, self.rows = every, []
+        interval = 1.0 if sys.stderr.isatty() else 15.0
+        self.bar = tqdm(total=steps, desc=title, unit="step", mininterval=interval, maxinterval=interval)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_index: int
+    ) -> None:
+        self.bar.update()
+        step = batch_index + 1
+        if step % self.every == 0 or step == self.bar.total:
+            values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            self.rows.append({"step": step, **values})
+            self.bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()}, refresh=False)
+
+    def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        self.bar.close()
+
+
+def fit(
+    module: L.LightningModule,
+    *,
+    batch: Callable[[int], Any],
+    steps: int,
+    seed: int,
+    workers: int = 0,
+    gradient_clip: float | None = None,
+    accumulate: int = 1,
+    precision: Any = "32-true",
+    title: str = "train",
+    callbacks: Sequence[L.Callback] = (),
+) -> list[dict[str, float]]:
+    """Train `module` for `steps` steps.
+
+    Args:
+        module: the Lightning module; it logs with `self.log` and configures its optimiser per step.
+        batch: makes the batch of step k from k alone.
+        steps: number of optimiser steps.
+        seed: seeds all randomness of the steps.
+        workers: loader processes; the result does not depend on it.
+        gradient_clip: largest gradient norm, or None.
+        accumulate: batches whose gradients make one optimiser step; `batch` is asked for steps * accumulate.
+        precision: a Lightning precision, e.g. "32-true" or "bf16-mixed".
+        title: word on the progress bar.
+
+    Returns:
+        The logged values as rows `{"step", name: value, ...}`, about fifty of them.
+    """
+    curve = Curve(steps=steps * accumulate, every=max(1, steps * accumulate // 50), title=title)
+    loader = DataLoader(
+        StepBatches(batch, steps=steps * accumulate), batch_size=None, shuffle=False, num_workers=workers
+    )
+    with warnings.catch_warnings():
+        # The loader yields whole batches; Lightning's advice on worker counts does not apply.
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+        # Frozen parts are meant to be in evaluation mode.
+        warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
+        trainer = L.Trainer(
+            max_steps=steps,
+            max_epochs=1,
+            accelerator="auto",
+            devices=1,
+            precision=precision,
+            gradient_clip_val=gradient_clip,
+            accumulate_grad_batches=accumulate,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            deterministic=not torch.cuda.is_available(),
+            log_every_n_steps=1,
+            callbacks=[StepSeed(seed), curve, *callbacks],
+        )
+        module.train()
+        # Convolutions of small maps take half the time in this layout.
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        trainer.fit(module, train_dataloaders=loader)
+    module.eval()
+    module.cpu()
+    return curve.rows
+
+
+def curve_csv(rows: Sequence[dict[str, float]]) -> str:
+    """A training curve as CSV; equal values give equal text."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: value if name == "step" else f"{value:.6g}" for name, value in row.items()})
+    return stream.getvalue()
