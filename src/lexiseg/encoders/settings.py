@@ -1,0 +1,99 @@
+"""The block `encode` of params.yaml."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from lexiseg.settings import Block
+
+Readout = Literal["project", "add", "ignore"]
+"""What becomes of a ViT's class token, see `lexiseg.encoders.pyramid.Reassemble`."""
+
+
+class PretrainSettings(Block):
+    """Pretraining of the tiny CLIP on captions."""
+
+    steps: int = Field(ge=1)
+    lr: float = Field(gt=0)
+    warmup: int = Field(ge=0)
+    weight_decay: float = Field(ge=0)
+    max_scale: float = Field(gt=0)
+    scenes: str
+    iconic: str
+    iconic_share: float = Field(ge=0, le=1)
+    iconic_batch: int = Field(ge=1)
+    scene_batch: int = Field(ge=1)
+    vision_layers: int = Field(ge=2)
+    context_length: int = Field(ge=3)
+
+
+class ClipSettings(Block):
+    """Where the image-text pair comes from."""
+
+    source: Literal["pretrain", "open_clip", "none"]
+    model: str | None
+    weights: str | None
+    sha256: str | None
+    licence: str | None
+
+    @model_validator(mode="after")
+    def _complete(self) -> ClipSettings:
+        if self.source == "open_clip" and not (self.model and self.weights and self.licence):
+            raise ValueError("source open_clip needs `model`, `weights` (a file or a tag) and `licence`")
+        if self.source == "open_clip" and Path(str(self.weights)).suffix and not self.sha256:
+            raise ValueError("a weight file needs its `sha256`; `lexiseg weights add` prints it")
+        return self
+
+
+class TextSettings(Block):
+    """What turns labels into vectors."""
+
+    source: Literal["clip", "table", "sentence_transformers"]
+    path: str | None
+    sha256: str | None
+    licence: str | None
+    templates: Literal["vocabulary", "bare"]
+    stand_ins: dict[str, str]
+
+    @model_validator(mode="after")
+    def _complete(self) -> TextSettings:
+        if self.source != "clip" and not (self.path and self.licence):
+            raise ValueError(f"source {self.source} needs `path` and `licence`")
+        if self.source == "table" and not self.sha256:
+            raise ValueError("a table needs its `sha256`; `lexiseg weights add` prints it")
+        return self
+
+
+class BackboneSettings(Block):
+    """Which image backbone a method may start from."""
+
+    source: Literal["clip", "timm", "random"]
+    name: str | None
+    weights: str | None
+    sha256: str | None
+    licence: str | None
+    mean: tuple[float, float, float] | None
+    std: tuple[float, float, float] | None
+    options: dict[str, str | int | float | bool]
+
+    @model_validator(mode="after")
+    def _complete(self) -> BackboneSettings:
+        if self.source == "timm" and not (self.name and self.weights and self.licence):
+            raise ValueError("source timm needs `name`, `weights` (a file, or `hub`) and `licence`")
+        if self.source == "timm" and self.weights != "hub" and not self.sha256:
+            raise ValueError("a weight file needs its `sha256`; `lexiseg weights add` prints it")
+        if self.source == "random" and not self.name:
+            raise ValueError("source random needs `name`")
+        return self
+
+
+class EncodeSettings(Block):
+    """The block `encode`."""
+
+    clip: ClipSettings
+    text: TextSettings
+    backbone: BackboneSettings
+    pretrain: PretrainSettings
