@@ -1,0 +1,211 @@
+"""Protocol cards: what a number means. Two numbers may be compared when their cards have the same hash."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from lexiseg.errors import LexisegError, SettingsError
+from lexiseg.settings import Block, parse, read_yaml
+from lexiseg.storage import sha256_of_json
+from lexiseg.vocabulary import Vocabulary
+
+_CARDS = Path(__file__).parent / "protocols"
+ANY_DATASET = "any"
+
+
+class ProtocolError(LexisegError):
+    """A protocol card cannot be used, or results under different cards were about to be compared."""
+
+
+class Background(Block):
+    """How pixels that none of the named classes fits are treated.
+
+    Attributes:
+        policy: "none": every pixel gets the best of the classes. "threshold": a pixel whose highest
+            probability (softmax over the classes other than `label`, at the resolution of the scores) stays
+            below `threshold` gets `label`.
+        threshold: 0..1, with the policy "threshold" only.
+        label: the class of the vocabulary that stands for background.
+    """
+
+    policy: Literal["none", "threshold"] = "none"
+    threshold: float | None = None
+    label: str = "background"
+
+    @model_validator(mode="after")
+    def _agree(self) -> Background:
+        if (self.policy == "threshold") != (self.threshold is not None):
+            raise ValueError('threshold goes with the policy "threshold", and null with "none"')
+        if self.threshold is not None and not 0 < self.threshold < 1:
+            raise ValueError("threshold must be between 0 and 1")
+        return self
+
+
+class ProtocolCard(Block):
+    """Everything that decides what a metric means. A card can only state what the code does.
+
+    Attributes:
+        name: name of the card.
+        version: counted up when the card changes.
+        dataset: data set (or adapter) the card is made for; "any" is replaced by the data set's name.
+        label_set: names among which every pixel chooses: "all", or only the "seen" or "unseen" ones. Pixels
+            whose true class is outside the set are ignored.
+        templates: sentences into which names were put before they were encoded; filled by `resolve`.
+        background: see `Background`.
+        ignore_label: marks pixels that count nowhere.
+        absent_class: a class that is neither in the truth nor in the prediction of the whole split is left
+            out of means ("exclude") or counts as 0 ("zero").
+        resolution: "labels": logits are upsampled bilinearly (align_corners=True) to the size of the label
+            image, then each pixel takes the best class.
+        sliding_window: null: the whole image at once.
+        flips: false: no averaging over mirrored copies.
+        scales: (1.0,): one scale.
+        refinement: "none": no post-processing of scores or masks.
+        vocabulary_hash: filled by `resolve`.
+        boundary_tolerance: of the boundary F-score, share of the image diagonal; filled by `resolve`.
+    """
+
+    name: str
+    version: int = Field(ge=1)
+    dataset: str
+    label_set: Literal["all", "seen", "unseen"]
+    background: Background
+    ignore_label: Literal[-100]
+    absent_class: Literal["exclude", "zero"]
+    resolution: Literal["labels"]
+    sliding_window: None
+    flips: Literal[False]
+    scales: tuple[float, ...]
+    refinement: Literal["none"]
+    vocabulary_hash: str | None = None
+    templates: tuple[str, ...] | None = None
+    boundary_tolerance: float | None = None
+
+    @field_validator("scales")
+    @classmethod
+    def _one_scale(cls, scales: tuple[float, ...]) -> tuple[float, ...]:
+        if scales != (1.0,):
+            raise ValueError("only [1.0] is supported")
+        return scales
+
+    def resolve(
+        self,
+        *,
+        vocabulary: Vocabulary,
+        dataset: str,
+        adapter: str | None = None,
+        templates: tuple[str, ...],
+        boundary_tolerance: float,
+    ) -> ProtocolCard:
+        """The card as applied to one data set; only such a card has a hash.
+
+        Args:
+            vocabulary: the data set's class names.
+            dataset: the data set's name.
+            adapter: the adapter that read it; a card made for the adapter fits too.
+            templates: those in use; none for a table of vectors, which was made with templates of its own.
+            boundary_tolerance: share of the image diagonal, see `lexiseg.evaluation.boundary`.
+
+        Raises:
+            ProtocolError: the card is for another data set, or asks for classes that the vocabulary lacks.
+        """
+        if self.dataset not in (ANY_DATASET, dataset, adapter):
+            raise ProtocolError(
+                found=f"the protocol {self.name!r}, made for the data set {self.dataset!r}, on {dataset!r}",
+                allowed=f"a card for {dataset!r} or for any data set",
+                fix="set `evaluate.protocol: generic` in params.yaml, or add a card for this data set",
+            )
+        names = [vocabulary.names[index] for index in self.classes(vocabulary)]
+        if not names:
+            raise ProtocolError(
+                found=f"the protocol {self.name!r} evaluates {self.label_set} classes, of which there are none",
+                allowed="a label set with at least one class of the vocabulary",
+                fix="choose a card with `label_set: all`",
+            )
+        if self.background.policy == "threshold" and self.background.label not in names:
+            raise ProtocolError(
+                found=f"the protocol {self.name!r} uses the class {self.background.label!r} as background",
+                allowed=f"one of the classes it evaluates: {', '.join(names)}",
+                fix="name another class in the card, or set its background policy to none",
+            )
+        return self.model_copy(
+            update={
+                "dataset": dataset,
+                "vocabulary_hash": vocabulary.hash,
+                "templates": templates,
+                "boundary_tolerance": boundary_tolerance,
+            }
+        )
+
+    def classes(self, vocabulary: Vocabulary) -> tuple[int, ...]:
+        """Ids of the classes among which pixels choose."""
+        wanted = {"all": (True, False), "seen": (True,), "unseen": (False,)}[self.label_set]
+        return tuple(index for index, seen in enumerate(vocabulary.seen) if seen in wanted)
+
+    @property
+    def hash(self) -> str:
+        """Hex sha256 of the resolved card.
+
+        Raises:
+            ProtocolError: the card is not resolved, so its numbers would have no definite meaning yet.
+        """
+        if self.vocabulary_hash is None or self.boundary_tolerance is None:
+            raise ProtocolError(
+                found=f"the hash of the protocol {self.name!r} asked for before the data set is known",
+                allowed="a card that was applied to a vocabulary",
+                fix="call resolve() on the card first",
+            )
+        return sha256_of_json(self.model_dump(mode="json"))
+
+    def entry(self) -> dict[str, Any]:
+        """What stands beside every metric: {"name", "hash", "card"}."""
+        return {"name": self.name, "hash": self.hash, "card": self.model_dump(mode="json")}
+
+
+def protocol_names() -> list[str]:
+    """Names of the cards that come with lexiseg."""
+    return sorted(path.stem for path in _CARDS.glob("*.yaml"))
+
+
+def load_protocol(name: str) -> ProtocolCard:
+    """A card by name.
+
+    Raises:
+        SettingsError: there is no such card, or its file has faults.
+    """
+    if name not in protocol_names():
+        raise SettingsError(
+            found=f"the protocol {name!r}",
+            allowed=f"one of the cards: {', '.join(protocol_names())}",
+            fix="set `evaluate.protocol` in params.yaml to one of them; `generic` fits any data set",
+        )
+    path = _CARDS / f"{name}.yaml"
+    return parse(read_yaml(path), ProtocolCard, source=path.name)
+
+
+def require_same_protocol(a: ProtocolCard | Mapping[str, Any], b: ProtocolCard | Mapping[str, Any]) -> None:
+    """Refuse to compare results under different protocols.
+
+    Args:
+        a: a resolved card, or the "protocol" entry of a metrics.json.
+        b: the same for the other result.
+
+    Raises:
+        ProtocolError: the hashes differ; the message names every field that does.
+    """
+    first, second = (value.entry() if isinstance(value, ProtocolCard) else value for value in (a, b))
+    if first["hash"] == second["hash"]:
+        return
+    ours, theirs = first.get("card", {}), second.get("card", {})
+    fields = [key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key)]
+    differences = "; ".join(f"{key}: {ours.get(key)!r} and {theirs.get(key)!r}" for key in fields)
+    raise ProtocolError(
+        found=f"results under two protocols, {first['name']} ({first['hash'][:12]}) and "
+        f"{second['name']} ({second['hash'][:12]}), which differ in {differences or 'their hash only'}",
+        allowed="a comparison of results under one protocol",
+        fix="evaluate both under the same card and data set (`evaluate.protocol` in params.yaml), then compare",
+    )

@@ -1,0 +1,220 @@
+"""The result every method gives, and what a method has to offer to give it.
+
+Letters in shapes: N labels, H x W the picture's size in pixels, h x w the model's own lower resolution,
+B images.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional
+
+from lexiseg.errors import LabelError
+
+IGNORE_LABEL = -100
+"""Marks pixels without a label in tensors and arrays (65535 on disk); loss and metrics leave them out."""
+
+ImageLike: TypeAlias = np.ndarray | Image.Image | Path | str
+"""A picture: H x W x 3 uint8 RGB array, PIL image, or path of an image file."""
+
+# Values of the upsampled scores that are held at once (float32: 128 MiB).
+_CHUNK_VALUES = 1 << 25
+
+
+class NamedLabels(Protocol):
+    """Anything that lists label names, such as a Vocabulary."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+
+def check_labels(labels: Sequence[str] | NamedLabels) -> tuple[str, ...]:
+    """The labels as a tuple of names, in the order given.
+
+    Raises:
+        LabelError: a single string instead of a list, no labels, an empty one, or one that occurs twice.
+    """
+    if isinstance(labels, str):
+        raise LabelError(
+            found=f"labels is one string, {labels!r}",
+            allowed="a list of strings, or a Vocabulary",
+            fix=f"pass {[part.strip() for part in labels.split(',')]!r}",
+        )
+    names = tuple(labels if isinstance(labels, Sequence) else labels.names)
+    if not names:
+        raise LabelError(
+            found="no labels", allowed="one or more labels", fix='name what to look for, such as "grass, sky, ring"'
+        )
+    faulty = [name for name in names if not isinstance(name, str) or not name.strip()]
+    if faulty:
+        raise LabelError(
+            found=f"an empty label or one that is no text: {', '.join(map(repr, faulty))}",
+            allowed="labels with at least one visible character",
+            fix="remove it; two commas in a row make an empty label",
+        )
+    # Text sides do not tell "Grass" from "grass": the second of them would never win a pixel.
+    counts = Counter(name.strip().casefold() for name in names)
+    twice = list(dict.fromkeys(name for name in names if counts[name.strip().casefold()] > 1))
+    if twice:
+        raise LabelError(
+            found=f"labels that occur more than once: {', '.join(twice)}",
+            allowed="each label once (upper and lower case are the same), since a pixel gets exactly one label",
+            fix="remove the repetitions",
+        )
+    return names
+
+
+def upsample_argmax(scores: torch.Tensor, *, height: int, width: int) -> torch.Tensor:
+    """Best label per pixel: scores are interpolated first and compared afterwards, which keeps edges smooth.
+
+    Interpolation is bilinear with `align_corners=True`, as in the evaluation of the LSeg release. Labels are
+    taken in chunks, so that thousands of them fit into memory; of equal scores the first label wins.
+
+    Args:
+        scores: (B, N, h, w) floating point, higher is better.
+        height: H of the result.
+        width: W of the result.
+
+    Returns:
+        (B, H, W) int32, index of the label.
+    """
+    batch, labels = scores.shape[:2]
+    chunk = max(1, _CHUNK_VALUES // max(1, batch * height * width))
+    best = torch.full((batch, height, width), -torch.inf, device=scores.device)
+    winner = torch.zeros((batch, height, width), dtype=torch.int32, device=scores.device)
+    for start in range(0, labels, chunk):
+        part = scores[:, start : start + chunk].float()
+        values, indices = functional.interpolate(part, size=(height, width), mode="bilinear", align_corners=True).max(
+            dim=1
+        )
+        better = values > best
+        best = torch.where(better, values, best)
+        winner = torch.where(better, (indices + start).int(), winner)
+    return winner
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """A picture divided among labels.
+
+    Attributes:
+        labels: the N names that were asked for, in that order.
+        label_map: (H, W) int32, index into `labels` per pixel.
+        scores: (N, h, w) float32 logits at the model's resolution; softmax over the first axis gives
+            probabilities. Labels that overlap ("dog", "animal") are read from here.
+        protocol: hash of the protocol card the picture was segmented under, or None.
+    """
+
+    labels: tuple[str, ...]
+    label_map: np.ndarray
+    scores: np.ndarray
+    protocol: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.label_map.ndim != 2 or self.label_map.dtype != np.int32:
+            raise ValueError(f"label_map: expected (H, W) int32, got {self.label_map.shape} {self.label_map.dtype}")
+        if self.scores.ndim != 3 or self.scores.dtype != np.float32 or len(self.scores) != len(self.labels):
+            raise ValueError(
+                f"scores: expected ({len(self.labels)}, h, w) float32, got {self.scores.shape} {self.scores.dtype}"
+            )
+
+    @classmethod
+    def from_scores(
+        cls,
+        *,
+        labels: Sequence[str] | NamedLabels,
+        scores: np.ndarray | torch.Tensor,
+        height: int,
+        width: int,
+        protocol: str | None = None,
+    ) -> Segmentation:
+        """Make the label map from low-resolution scores by `upsample_argmax`.
+
+        Args:
+            labels: N names.
+            scores: (N, h, w) logits.
+            height: H, the picture's height in pixels.
+            width: W, the picture's width in pixels.
+            protocol: hash of a protocol card.
+
+        Raises:
+            LabelError: see `check_labels`.
+        """
+        tensor = torch.as_tensor(scores).detach().float()
+        label_map = upsample_argmax(tensor[None], height=height, width=width)[0]
+        return cls(
+            labels=check_labels(labels),
+            label_map=label_map.cpu().numpy(),
+            scores=np.ascontiguousarray(tensor.cpu().numpy()),
+            protocol=protocol,
+        )
+
+    def index(self, label: str) -> int:
+        """Position of a label.
+
+        Raises:
+            LabelError: the picture was not asked for this label.
+        """
+        if label not in self.labels:
+            raise LabelError(
+                found=f"the label {label!r}",
+                allowed=f"one of those asked for: {', '.join(self.labels)}",
+                fix="segment again with this label in the list",
+            )
+        return self.labels.index(label)
+
+    def area(self, label: str) -> float:
+        """Share of the picture that the label covers, 0..1."""
+        return float((self.label_map == self.index(label)).mean())
+
+    def mean_score(self, label: str) -> float | None:
+        """Mean probability (softmax over the labels, 0..1) of a label over the region it covers.
+
+        Taken at low resolution, each cell weighted by the share of it that the region covers. None where the
+        label covers nothing.
+        """
+        position = self.index(label)
+        region = torch.from_numpy(self.label_map == position)
+        if not region.any():
+            return None
+        scores = torch.from_numpy(self.scores)
+        weight = functional.interpolate(region[None, None].float(), size=scores.shape[1:], mode="area")[0, 0]
+        if not weight.any():  # more score cells than pixels, and the region fell between them
+            weight = torch.ones_like(weight)
+        probability = (scores[position] - scores.logsumexp(dim=0)).exp()
+        return float((probability * weight).sum() / weight.sum())
+
+
+class Segmenter(Protocol):
+    """What every method offers: pictures and words in, segmentations out."""
+
+    def segment(
+        self,
+        images: Sequence[ImageLike],
+        labels: Sequence[str] | NamedLabels,
+        *,
+        protocol: str | None = None,
+    ) -> list[Segmentation]:
+        """Segment each picture by the labels, any number and order of them.
+
+        Args:
+            images: pictures of any size, each its own.
+            labels: one or more different names, or a Vocabulary.
+            protocol: hash of the protocol card to note in the results.
+
+        Returns:
+            One segmentation per picture, in order, at the picture's own size.
+
+        Raises:
+            LabelError: see `check_labels`, or a word that the method's text side does not know.
+            DataError: a picture that cannot be read.
+        """
+        ...

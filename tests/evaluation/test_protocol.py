@@ -1,0 +1,143 @@
+import pytest
+
+from lexiseg.errors import SettingsError
+from lexiseg.evaluation.protocol import (
+    Background,
+    ProtocolCard,
+    ProtocolError,
+    load_protocol,
+    protocol_names,
+    require_same_protocol,
+)
+from lexiseg.settings import parse
+from lexiseg.vocabulary import Vocabulary
+
+WORDS = Vocabulary(names=("sky", "ring", "background"), seen=(True, False, True))
+
+
+def resolve(
+    card: ProtocolCard, *, vocabulary=WORDS, dataset="world", templates=("{}",), boundary_tolerance=0.0075
+) -> ProtocolCard:
+    return card.resolve(
+        vocabulary=vocabulary, dataset=dataset, templates=templates, boundary_tolerance=boundary_tolerance
+    )
+
+
+def changed(card: ProtocolCard, **changes) -> ProtocolCard:
+    return parse({**card.model_dump(), **changes}, ProtocolCard, source="a test")
+
+
+@pytest.mark.parametrize("name", protocol_names())
+def test_cards_load_and_are_named_like_their_files(name):
+    card = load_protocol(name)
+    assert card.name == name
+    assert (card.scales, card.flips, card.sliding_window, card.refinement) == ((1.0,), False, None, "none")
+
+
+def test_the_usual_cards_are_there():
+    assert protocol_names() == ["camvid", "generic", "world"]
+
+
+def test_unknown_card_lists_the_cards():
+    with pytest.raises(SettingsError, match="'pascal'") as caught:
+        load_protocol("pascal")
+    assert "camvid, generic, world" in caught.value.allowed
+    assert "evaluate.protocol" in caught.value.fix
+
+
+def test_every_field_changes_the_hash():
+    card = load_protocol("generic")
+    hashes = {
+        resolve(card).hash,
+        resolve(changed(card, name="other")).hash,
+        resolve(changed(card, version=2)).hash,
+        resolve(card, dataset="mine").hash,
+        resolve(changed(card, label_set="unseen")).hash,
+        resolve(changed(card, absent_class="zero")).hash,
+        resolve(changed(card, background={"policy": "threshold", "threshold": 0.3, "label": "background"})).hash,
+        resolve(changed(card, background={"policy": "threshold", "threshold": 0.4, "label": "background"})).hash,
+        resolve(card, boundary_tolerance=0.01).hash,
+        resolve(card, templates=("a {}",)).hash,
+        resolve(card, vocabulary=Vocabulary(names=("sky", "background", "ring"), seen=(True, True, False))).hash,
+        resolve(card, vocabulary=Vocabulary(names=WORDS.names)).hash,
+    }
+    assert len(hashes) == 12
+    assert resolve(card).hash == resolve(load_protocol("generic")).hash
+
+
+def test_hash_survives_json():
+    entry = resolve(load_protocol("world")).entry()
+    assert set(entry) == {"name", "hash", "card"}
+    assert parse(entry["card"], ProtocolCard).hash == entry["hash"]
+
+
+def test_hash_needs_a_data_set():
+    with pytest.raises(ProtocolError, match="before the data set is known") as caught:
+        _ = load_protocol("world").hash
+    assert "resolve()" in caught.value.fix
+
+
+def test_a_card_for_other_data_is_refused():
+    with pytest.raises(ProtocolError, match="made for the data set 'camvid', on 'world'") as caught:
+        resolve(load_protocol("camvid"))
+    assert "any data set" in caught.value.allowed
+    assert "generic" in caught.value.fix
+
+
+def test_a_card_fits_the_adapter_too():
+    card = load_protocol("camvid").resolve(
+        vocabulary=WORDS, dataset="my-streets", adapter="camvid", templates=(), boundary_tolerance=0.01
+    )
+    # Two data sets read by one adapter are still two: their numbers do not compare.
+    assert card.dataset == "my-streets"
+    assert resolve(load_protocol("generic"), dataset="my-streets").dataset == "my-streets"
+
+
+@pytest.mark.parametrize(("label_set", "ids"), [("all", (0, 1, 2)), ("seen", (0, 2)), ("unseen", (1,))])
+def test_label_sets(label_set, ids):
+    assert changed(load_protocol("generic"), label_set=label_set).classes(WORDS) == ids
+
+
+def test_an_empty_label_set_is_refused():
+    card = changed(load_protocol("generic"), label_set="unseen")
+    with pytest.raises(ProtocolError, match="unseen classes, of which there are none") as caught:
+        resolve(card, vocabulary=Vocabulary(names=("sky",)))
+    assert "at least one class" in caught.value.allowed
+    assert "label_set: all" in caught.value.fix
+
+
+def test_background_has_to_be_a_class():
+    card = changed(load_protocol("generic"), background={"policy": "threshold", "threshold": 0.5, "label": "void"})
+    with pytest.raises(ProtocolError, match="'void' as background") as caught:
+        resolve(card)
+    assert "sky, ring, background" in caught.value.allowed
+    assert "policy to none" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"policy": "threshold"}, {"policy": "none", "threshold": 0.5}, {"policy": "threshold", "threshold": 1.5}],
+)
+def test_background_threshold_goes_with_its_policy(values):
+    with pytest.raises(SettingsError, match="threshold"):
+        parse(values, Background)
+
+
+@pytest.mark.parametrize(
+    "change", [{"flips": True}, {"scales": [0.5, 1.0]}, {"sliding_window": 480}, {"refinement": "pamr"}, {"size": 3}]
+)
+def test_a_card_cannot_claim_what_the_code_does_not_do(change):
+    with pytest.raises(SettingsError, match=next(iter(change))):
+        changed(load_protocol("generic"), **change)
+
+
+def test_results_under_two_protocols_are_not_compared():
+    card = load_protocol("generic")
+    one, other = resolve(card), resolve(changed(card, absent_class="zero", version=2))
+    require_same_protocol(one, resolve(card).entry())
+    with pytest.raises(ProtocolError) as caught:
+        require_same_protocol(one.entry(), other)
+    assert "absent_class: 'exclude' and 'zero'; version: 1 and 2" in caught.value.found
+    assert one.hash[:12] in caught.value.found
+    assert "one protocol" in caught.value.allowed
+    assert "same card" in caught.value.fix
