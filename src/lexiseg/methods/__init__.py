@@ -1,0 +1,109 @@
+"""The registry: a method's name -> its parts. A new method is one folder and one entry here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from lexiseg.errors import ModelError
+from lexiseg.storage import read_json
+
+
+class Scorer(Protocol):
+    """What the shared nodes of the graph need of a method."""
+
+    def scores(self, images: Sequence[np.ndarray], labels: Sequence[str]) -> list[np.ndarray]:
+        """Low-resolution logits (N, h, w) float32 for each uint8 RGB picture (H, W, 3)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Method:
+    """Where a method's parts are, as "module:name", so that asking for one does not import all.
+
+    Attributes:
+        folder: below outputs/, where its stages write.
+        load: model folder (Path) -> Scorer; `encode=` and `predict=` are those of `load_scorer`.
+        stages: the method's own graph nodes, by the name after "<method>-".
+        settings: its Block in params.yaml.
+        ablations: variant name -> changed settings.
+    """
+
+    folder: str
+    load: str
+    stages: Mapping[str, str] = field(default_factory=dict)
+    settings: str | None = None
+    ablations: str | None = None
+
+
+METHODS: dict[str, Method] = {
+    "lseg": Method(
+        folder="lseg",
+        load="lexiseg.methods.lseg.segmenter:LSegSegmenter.load",
+        stages={"train": "lexiseg.methods.lseg.stages:train"},
+        settings="lexiseg.methods.lseg.settings:LSegSettings",
+        ablations="lexiseg.methods.lseg.ablations:VARIANTS",
+    ),
+}
+
+# Baselines stand beside the methods; the graph makes one `baseline-predict@<name>` for each that params.yaml lists.
+BASELINES: dict[str, str] = {
+    "maskclip": "lexiseg.methods.baselines.maskclip:predictor",
+    "linear": "lexiseg.methods.baselines.linear:predictor",
+}
+
+
+def resolve(reference: str) -> Callable[..., Any]:
+    """The object that "module:name.attribute" means."""
+    module, _, path = reference.partition(":")
+    found: Any = import_module(module)
+    for part in path.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def load_scorer(folder: Path, *, encode: Path | None = None, predict: Mapping[str, Any] | None = None) -> Any:
+    """Load the model in a folder, whatever method made it.
+
+    Args:
+        folder: a registered model, or the output of a train stage.
+        encode: the encode folder, where the model folder does not carry its text side (train stages).
+        predict: the method's block `predict` of params.yaml; None: what the model folder was registered with.
+
+    Raises:
+        ModelError: not a model folder, or one of a method that this version does not know.
+    """
+    path = folder / "model.json"
+    if not path.is_file():
+        raise ModelError(
+            found=f"{folder} has no model.json",
+            allowed="a model folder: outputs/<method>/register, or a download of a registered model",
+            fix="run `dvc repro` to make one, or pass --model FOLDER or --model models:/NAME@ALIAS",
+        )
+    try:
+        name = read_json(path)["method"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelError(
+            found=f"{path} is damaged or of another program ({type(error).__name__}: {error})",
+            allowed="the model.json of a model folder, which names its method",
+            fix="copy the whole model folder again",
+        ) from error
+    if name not in METHODS:
+        raise ModelError(
+            found=f"{path} is of the method {name!r}",
+            allowed=f"one of {', '.join(METHODS)}",
+            fix="use a model of one of these, or update lexiseg",
+        )
+    try:
+        return resolve(METHODS[name].load)(folder, encode=encode, predict=predict)
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise ModelError(
+            found=f"{folder} is damaged ({type(error).__name__}: {' '.join(str(error).split())[:300]})",
+            allowed="a model folder as lexiseg wrote it",
+            fix="copy the whole model folder again, or train with this version",
+        ) from error

@@ -1,0 +1,24 @@
+"""The block `baseline` of params.yaml."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from lexiseg.settings import Block
+
+
+class LinearSettings(Block):
+    """`baseline.linear`: a closed-set linear head on the frozen backbone."""
+
+    steps: int = Field(ge=1)
+    batch: int = Field(ge=1)
+    lr: float = Field(gt=0)
+    weight_decay: float = Field(ge=0)
+    stride: int = Field(ge=1)
+    crop: tuple[int, int] | None
+
+
+class BaselineSettings(Block):
+    """The block `baseline`."""
+
+    linear: LinearSettings
