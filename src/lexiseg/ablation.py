@@ -1,0 +1,113 @@
+"""Ablations and controls: variants of a method over several seeds, in one table."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lexiseg.errors import SettingsError
+from lexiseg.methods import METHODS, resolve
+from lexiseg.storage import read_json
+from lexiseg.trials import Trials
+
+HEADLINE = ("miou", "miou_seen", "miou_unseen", "miou_stuff", "miou_things", "boundary_f")
+
+
+def ablate(
+    root: Path, method: str, *, seeds: Sequence[int], variants: Sequence[str] = (), splits: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Run the variants of a method and its baselines for every seed.
+
+    The seed is the one of all trainings, the encoders' included.
+
+    Args:
+        root: the working tree.
+        method: name in the registry.
+        seeds: seeds of the trials.
+        variants: names to run; none means all.
+        splits: splits to evaluate on; none means those of params.yaml.
+
+    Returns:
+        `{"method", "profile", "seeds", "rows": [{"variant", "split", "seeds": {seed: metrics}, "mean", "std"}]}`.
+
+    Raises:
+        SettingsError: no such method or variant.
+    """
+    if method not in METHODS or METHODS[method].ablations is None:
+        raise SettingsError(
+            found=f"no ablations for `{method}`",
+            allowed=", ".join(name for name, entry in METHODS.items() if entry.ablations),
+            fix="name one of these",
+        )
+    table: Mapping[str, Mapping[str, Any]] = resolve(str(METHODS[method].ablations))  # type: ignore[assignment]
+    wrong = [name for name in variants if name not in table]
+    if wrong:
+        raise SettingsError(
+            found=f"no variant {', '.join(wrong)}", allowed=", ".join(table), fix="name one or more of these"
+        )
+    trials = Trials(root)
+    common: dict[str, Any] = {"evaluate.splits": list(splits)} if splits else {}
+    measured: dict[str, dict[int, Any]] = {}
+    for seed in seeds:
+        chosen = variants or list(table)
+        for variant in chosen:
+            print(f"== {method}, variant {variant}, seed {seed}", flush=True)
+            done = trials.run({**common, "seed": seed, **table[variant]}, [f"{method}-evaluate"])
+            metrics = read_json(done[f"{method}-evaluate"] / "metrics.json")
+            measured.setdefault(variant, {})[seed] = metrics
+        others = [name for name in trials.graph if name.startswith("baseline-evaluate@")]
+        done = trials.run({**common, "seed": seed}, [*others, "encode-evaluate"])
+        for name in others:
+            measured.setdefault(name.partition("@")[2], {})[seed] = read_json(done[name] / "metrics.json")
+        encoders = read_json(done["encode-evaluate"] / "metrics.json")["retrieval"]
+        measured.setdefault("encoders", {})[seed] = {"splits": {k: v for k, v in encoders.items() if v}}
+    rows = [
+        _row(variant, split, {seed: found["splits"][split] for seed, found in by_seed.items()})
+        for variant, by_seed in measured.items()
+        for split in next(iter(by_seed.values()))["splits"]
+    ]
+    protocol = next(iter(measured[next(iter(measured))].values())).get("protocol", {})
+    return {
+        "method": method,
+        "profile": trials.values["profile"],
+        "protocol": {"name": protocol.get("name"), "hash": protocol.get("hash")},
+        "seeds": list(seeds),
+        "rows": rows,
+    }
+
+
+def table_lines(result: Mapping[str, Any]) -> list[str]:
+    """The result as a Markdown table: mean and standard deviation over the seeds, in percent."""
+    lines = [
+        f"| {result['method']}, {len(result['seeds'])} seeds | split | "
+        + " | ".join(name.replace("miou", "mIoU").replace("_", " ") for name in HEADLINE)
+        + " |",
+        "|---" * (2 + len(HEADLINE)) + "|",
+    ]
+    for row in result["rows"]:
+        if row["variant"] == "encoders":
+            continue
+        cells = [_cell(row["mean"].get(name), row["std"].get(name)) for name in HEADLINE]
+        lines.append(f"| {row['variant']} | {row['split']} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _row(variant: str, split: str, by_seed: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    first = next(iter(by_seed.values()))
+    names = [name for name in first if all(isinstance(metrics.get(name), float) for metrics in by_seed.values())]
+    values = {name: [metrics[name] for metrics in by_seed.values()] for name in names}
+    return {
+        "variant": variant,
+        "split": split,
+        "seeds": {str(seed): {name: metrics[name] for name in names} for seed, metrics in by_seed.items()},
+        "mean": {name: round(statistics.mean(found), 6) for name, found in values.items()},
+        "std": {name: round(statistics.stdev(found), 6) if len(found) > 1 else None for name, found in values.items()},
+    }
+
+
+def _cell(mean: float | None, std: float | None) -> str:
+    if mean is None:
+        return "–"
+    return f"{100 * mean:.1f}" if std is None else f"{100 * mean:.1f} ± {100 * std:.1f}"

@@ -1,0 +1,16 @@
+"""Stage baseline-predict@<name>: a baseline's scores on the evaluated splits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lexiseg.methods import BASELINES, resolve
+from lexiseg.stages.predict import write_predictions
+
+
+def run(settings: Any, inputs: Mapping[str, Path], outputs: Path, *, name: str) -> None:
+    """Build the baseline (`linear` fits its head first) and write its predictions folder."""
+    scorer = resolve(BASELINES[name])(settings, inputs)
+    write_predictions(scorer, inputs["prepare"], outputs, splits=settings.evaluate.splits)

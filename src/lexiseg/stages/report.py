@@ -1,0 +1,50 @@
+"""Stage report: every method and baseline under one protocol, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lexiseg.evaluation.protocol import require_same_protocol
+from lexiseg.storage import read_json, write_json
+
+
+def run(settings: Any, inputs: Mapping[str, Path], outputs: Path) -> None:
+    """Write results.json in the form that `lexiseg report --json` prints.
+
+    `difference` is the method's metric minus the baseline's, for the metrics that both have.
+
+    Raises:
+        ProtocolError: results under different protocols.
+    """
+    methods = [read_json(path) for name, path in sorted(inputs.items()) if name.endswith("/evaluate/metrics.json")]
+    # The folder may still hold a baseline of another profile: only the listed ones count.
+    baselines = [read_json(inputs["baselines"] / name / "evaluate" / "metrics.json") for name in settings.baselines]
+    rows = []
+    for result in [*methods, *baselines]:
+        for split, metrics in sorted(result["splits"].items()):
+            row = {
+                "method": result["method"],
+                "protocol": result["protocol"]["name"],
+                "protocol_hash": result["protocol"]["hash"],
+                "split": split,
+                "seeds": [settings.seed],
+                "metrics": metrics,
+            }
+            if result in methods:
+                for baseline in baselines:
+                    require_same_protocol(result["protocol"], baseline["protocol"])
+                row["baseline"] = {b["method"]: b["splits"][split] for b in baselines}
+                row["difference"] = {b["method"]: _difference(metrics, b["splits"][split]) for b in baselines}
+            rows.append(row)
+    encoders = read_json(inputs["encode-evaluate/metrics.json"])
+    write_json(outputs / "results.json", {"results": rows, "encoders": encoders, "profile": settings.profile})
+
+
+def _difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        name: round(value - theirs[name], 6)
+        for name, value in ours.items()
+        if isinstance(value, float) and isinstance(theirs.get(name), float)
+    }

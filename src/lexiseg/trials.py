@@ -1,0 +1,143 @@
+"""Stages of the graph under changed settings, outside of outputs/: the ground of ablations and sweeps.
+
+A trial runs only what its changes touch. A stage whose settings and upstream are those of the working tree,
+and whose outputs are as dvc.lock recorded them, is taken from outputs/; everything else runs in its work folder
+under its fingerprint, so repeated and interrupted trials share results.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lexiseg.errors import SettingsError, StageError
+from lexiseg.pipeline import Node, hash_dependencies, read_graph, read_lock
+from lexiseg.settings import override
+from lexiseg.stage import Job, execute, value_at
+from lexiseg.stages.registry import stage_function
+from lexiseg.stages.settings import parse_settings, read_values
+from lexiseg.storage import hash_tree, sha256_of_json
+from lexiseg.workspace import private_folder
+
+SHAPING = ("baselines", "data.name")  # dvc.yaml makes stages and dependencies of these
+
+
+@dataclass(frozen=True)
+class _Result:
+    folder: Path  # what stands for the node's folder of outputs/
+    identity: str | None  # None: it is the working tree's own result
+
+
+class Trials:
+    """Runs stages with overridden settings.
+
+    Args:
+        root: the working tree.
+
+    Attributes:
+        graph: the stages by name.
+        values: the plain values of params.yaml.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root, self.graph = root, read_graph(root)
+        self.values, self._lock = read_values(root), read_lock(root)
+        self._hashes: dict[str, str] = {}
+
+    def run(self, changes: Mapping[str, Any], targets: list[str]) -> dict[str, Path]:
+        """Bring the target stages up to date under `changes` (dotted keys).
+
+        Returns:
+            For each target, the folder that stands for its folder of outputs/.
+
+        Raises:
+            SettingsError: wrong settings, or such as would change the graph itself.
+            StageError: something the trials rest on changed since they began.
+        """
+        values = override(self.values, changes)
+        settings = parse_settings(values, source=f"params.yaml with {dict(changes)}")
+        shaping = [key for key in SHAPING if value_at(values, key) != value_at(self.values, key)]
+        if shaping:
+            raise SettingsError(
+                found=f"a trial changes {', '.join(f'`{key}`' for key in shaping)}",
+                allowed="changes of settings that leave the stages and their inputs as they are",
+                fix="set it in params.yaml (or by `lexiseg profile use`), run `dvc repro`, then the trials",
+            )
+        results: dict[str, _Result] = {}
+        for name in self._needed(targets):
+            results[name] = self._run_node(self.graph[name], values, settings, results)
+        return {name: results[name].folder for name in targets}
+
+    def _run_node(
+        self, node: Node, values: Mapping[str, Any], settings: Any, results: Mapping[str, _Result]
+    ) -> _Result:
+        upstream = {dep: self._producer(dep) for dep in node.deps}
+        own = all(name is None or results[name].identity is None for name in upstream.values())
+        unchanged = all(value_at(values, key) == value_at(self.values, key) for key in node.params)
+        if own and unchanged and self._is_recorded(node):
+            return _Result(self._root / node.folder, None)
+
+        def place(dep: str) -> Path:
+            name = upstream[dep]
+            if name is None:
+                return self._root / dep
+            return results[name].folder / os.path.relpath(dep, self.graph[name].folder)
+
+        def identify() -> dict[str, str]:
+            made = {dep: results[name].identity if name else None for dep, name in upstream.items()}
+            return {dep: identity or self._hash([dep])[dep] for dep, identity in made.items()}
+
+        job = Job(
+            node=node,
+            run=stage_function(node.name),
+            settings=settings,
+            values=values,
+            inputs={key: place(dep) for key, dep in node.inputs.items()},
+            identify=identify,
+            private=private_folder(self._root),
+        )
+        folder = execute(job)
+        return _Result(folder, sha256_of_json(hash_tree(folder)))
+
+    def _needed(self, targets: list[str]) -> list[str]:
+        needed: set[str] = set()
+        waiting = list(targets)
+        while waiting:
+            name = waiting.pop()
+            if name not in needed:
+                needed.add(name)
+                waiting += [up for dep in self.graph[name].deps if (up := self._producer(dep))]
+        return [name for name in self.graph if name in needed]
+
+    def _producer(self, dep: str) -> str | None:
+        for name, node in self.graph.items():
+            if any(dep == out or dep.startswith(f"{out}/") for out in node.outs):
+                return name
+        return None
+
+    def _is_recorded(self, node: Node) -> bool:
+        entry = self._lock.get(node.name)
+        if entry is None:
+            return False
+        recorded = {item["path"]: item["md5"] for item in [*entry.get("deps", []), *entry.get("outs", [])]}
+        paths = [*node.deps, *node.outs]
+        if set(recorded) != set(paths) or not all((self._root / path).exists() for path in paths):
+            return False
+        params = entry.get("params", {}).get("params.yaml", {})
+        same = all(params.get(key) == value_at(self.values, key) for key in node.params)
+        return same and self._hash(paths) == recorded
+
+    def _hash(self, paths: Sequence[str]) -> dict[str, str]:
+        # The code was imported once: under new hashes, its results would stand for code that did not make them.
+        found = hash_dependencies(self._root, paths)
+        changed = [path for path in paths if self._hashes.setdefault(path, found[path]) != found[path]]
+        if changed:
+            raise StageError(
+                found=f"{', '.join(changed)} changed since the trials began",
+                allowed="data, code and outputs that stay as they are until the last trial ends",
+                fix="run them again; what finished before the change is found, not run",
+            )
+        return found

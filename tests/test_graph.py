@@ -1,0 +1,109 @@
+"""dvc.yaml against the code: every stage declares the code that it runs, and no other.
+
+An undeclared module is the worse fault: after a change in it DVC would call an old result up to date. A
+superfluous one makes stages run again for nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+import grimp
+import pytest
+
+from lexiseg.data.adapters import ADAPTERS
+from lexiseg.methods import BASELINES, METHODS
+from lexiseg.pipeline import Node, read_graph
+from lexiseg.stages.registry import stage_reference
+
+ROOT = Path(__file__).parents[1]
+
+# Imported by stages and declared by none: a change in them does not change what a stage writes.
+PLUMBING = {
+    "lexiseg": "the version, and names for `import lexiseg`",
+    "lexiseg.errors": "the form of messages",
+    "lexiseg.methods": "the registry; what it refers to is followed below",
+    "lexiseg.settings": "the values themselves are parameters of the stage",
+    "lexiseg.storage": "writes what it is given; its tests fix the bytes",
+    "lexiseg.workspace": "where caches and weight files lie",
+}
+
+
+@cache
+def nodes() -> dict[str, Node]:
+    return read_graph(ROOT)
+
+
+@cache
+def imports() -> grimp.ImportGraph:
+    """All imports of the package, those inside functions too, without the ones for type checkers alone."""
+    return grimp.build_graph("lexiseg", cache_dir=None, exclude_type_checking_imports=True)
+
+
+def referred(module: str, arguments: dict[str, str]) -> list[str]:
+    """The modules that `module` imports by a name in a table, for a stage with these arguments."""
+    references: Iterable[str] = ()
+    if module == "lexiseg.data.adapters":
+        references = ADAPTERS.values()
+    elif module == "lexiseg.methods" and "name" in arguments:
+        references = [BASELINES[arguments["name"]]]
+    elif module == "lexiseg.methods" and arguments.get("method") in METHODS:
+        references = [METHODS[arguments["method"]].load]
+    return [reference.partition(":")[0] for reference in references]
+
+
+def run_by(stage: str) -> set[str]:
+    """All modules whose code a stage runs, without the plumbing."""
+    reference, arguments = stage_reference(stage)
+    seen: set[str] = set()
+    waiting = [reference.partition(":")[0]]
+    while waiting:
+        module = waiting.pop()
+        waiting += referred(module, arguments) if module not in seen else []
+        if module not in seen and module not in PLUMBING:
+            waiting += imports().find_modules_directly_imported_by(module)
+        seen.add(module)
+    return seen - PLUMBING.keys()
+
+
+def file_of(module: str) -> str:
+    path = Path("src", *module.split("."))
+    return (path / "__init__.py" if (ROOT / path).is_dir() else path.with_suffix(".py")).as_posix()
+
+
+def covers(declared: str, file: str) -> bool:
+    return file == declared or file.startswith(f"{declared}/")
+
+
+@pytest.mark.parametrize("stage", nodes())
+def test_a_stage_declares_the_code_it_runs(stage):
+    missing = {file_of(module) for module in run_by(stage)}
+    missing = {file for file in missing if not any(covers(path, file) for path in nodes()[stage].code)}
+    assert not missing, f"add to the deps of {stage} in dvc.yaml: {', '.join(sorted(missing))}"
+
+
+@pytest.mark.parametrize("group", sorted({name.partition("@")[0] for name in nodes()}))
+def test_a_stage_declares_no_other_code(group):
+    # The items of a `foreach` share one list of dependencies.
+    items = [name for name in nodes() if name.partition("@")[0] == group]
+    files = {file_of(module) for item in items for module in run_by(item)}
+    declared = {path for item in items for path in nodes()[item].code}
+    unused = sorted(path for path in declared if not any(covers(path, file) for file in files))
+    assert not unused, f"remove from the deps of {group} in dvc.yaml, nothing there is imported: {', '.join(unused)}"
+
+
+def test_the_list_of_plumbing_is_needed():
+    started = {stage_reference(stage)[0].partition(":")[0] for stage in nodes()}
+    modules = started.union(*map(run_by, nodes()))
+    imported = {name for module in modules for name in imports().find_modules_directly_imported_by(module)}
+    assert PLUMBING.keys() <= imported
+
+
+@pytest.mark.parametrize("stage", nodes())
+def test_outputs_lie_in_a_folder_of_the_stage_alone(stage):
+    folder = nodes()[stage].folder
+    assert folder.startswith("outputs/")
+    others = {name: node.folder for name, node in nodes().items() if name != stage}
+    assert not [name for name, other in others.items() if covers(other, folder)]
