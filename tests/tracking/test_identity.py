@@ -1,0 +1,76 @@
+import copy
+
+import pytest
+
+from lexiseg.errors import StageError
+from lexiseg.pipeline import read_lock
+from lexiseg.tracking.identity import lineage, method_fingerprint, methods_in, stale
+
+
+@pytest.fixture(scope="module")
+def recorded(finished_tree):
+    return read_lock(finished_tree)
+
+
+@pytest.fixture
+def lock(recorded):
+    return copy.deepcopy(recorded)
+
+
+def entry(lock, stage, kind, path):
+    return next(entry for entry in lock[stage][kind] if entry["path"] == path)
+
+
+def test_methods_predict_and_are_evaluated(lock):
+    assert methods_in(lock) == ["linear", "lseg"]  # encode-evaluate is no method
+    del lock["lseg-predict"]
+    assert methods_in(lock) == ["linear"]
+    assert methods_in({}) == []
+
+
+def test_lineage_ends_with_the_stage_itself(lock):
+    assert lineage(lock, "lseg-evaluate") == ["prepare", "encode", "lseg-train", "lseg-predict", "lseg-evaluate"]
+    assert "lseg-train" not in lineage(lock, "baseline-evaluate@linear")
+
+
+@pytest.mark.parametrize(
+    ("stage", "change"),
+    [
+        ("lseg-train", lambda stage: stage["params"]["params.yaml"]["lseg.train"].update(lr=0.1)),
+        ("lseg-evaluate", lambda stage: stage["params"]["params.yaml"]["evaluate"].update(protocol="world")),
+        ("lseg-train", lambda stage: stage["deps"][2].update(md5="other code")),
+        ("lseg-evaluate", lambda stage: stage["deps"][2].update(md5="other code")),
+        ("lseg-train", lambda stage: stage["deps"][0].update(md5="other encoders")),
+    ],
+)
+def test_fingerprint_follows_settings_code_and_what_comes_from_outside(lock, stage, change):
+    before = {method: method_fingerprint(lock, method) for method in ("lseg", "linear")}
+    change(lock[stage])
+    assert method_fingerprint(lock, "lseg") != before["lseg"]
+    assert method_fingerprint(lock, "linear") == before["linear"]
+
+
+def test_fingerprint_leaves_out_what_cannot_change_a_number(lock):
+    before = method_fingerprint(lock, "lseg")
+    lock["lseg-register"]["params"]["params.yaml"]["lseg.predict"]["resize"] = [64, 64]
+    lock["lseg-train"]["cmd"] = "another spelling"
+    # What passes between the method's own stages follows from the rest.
+    entry(lock, "lseg-predict", "deps", "outputs/lseg/train")["md5"] = "same settings, another machine"
+    del lock["report"], lock["encode-evaluate"]
+    assert method_fingerprint(lock, "lseg") == before
+    assert len(before) == 64
+
+
+def test_unknown_method(lock):
+    with pytest.raises(StageError) as caught:
+        method_fingerprint(lock, "tcl")
+    assert "'tcl'" in caught.value.found
+    assert "linear, lseg" in caught.value.allowed
+    assert "dvc repro" in caught.value.fix
+
+
+def test_stale_names_the_stage_and_what_it_used(lock):
+    assert all(stale(lock, stage) == [] for stage in lock)
+    entry(lock, "lseg-train", "outs", "outputs/lseg/train")["md5"] = "trained again"
+    assert stale(lock, "lseg-evaluate") == ["lseg-predict used another outputs/lseg/train than there is now"]
+    assert stale(lock, "baseline-evaluate@linear") == []
