@@ -1,0 +1,335 @@
+"""The `lexiseg` command: small commands, each with an example that runs today."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from lexiseg import environment  # first: it turns telemetry of the libraries off
+
+import typer  # isort: skip
+
+from lexiseg.errors import LexisegError, StageError
+from lexiseg.workspace import main_checkout, private_folder, require_root
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+data_app = typer.Typer(no_args_is_help=True, help="Data sets in data/ and data.dvc.")
+weights_app = typer.Typer(no_args_is_help=True, help="Local weight files in weights/.")
+profile_app = typer.Typer(no_args_is_help=True, help="Settings of params.yaml by name.")
+app.add_typer(data_app, name="data")
+app.add_typer(weights_app, name="weights")
+app.add_typer(profile_app, name="profile")
+
+
+@app.callback()
+def root_help() -> None:
+    """Language-driven and unsupervised segmentation as one versioned, tracked stage graph.
+
+    `dvc repro` runs the graph; these commands feed it, use what it makes, and show it.
+    """
+
+
+@app.command()
+def stage(name: str) -> None:
+    """Run one stage of dvc.yaml. `dvc repro` calls this; it does not look upstream.
+
+    Example: lexiseg stage validate
+    """
+    root = require_root()
+    _use_working_tree(root)
+    from lexiseg.stages.settings import parse_settings, read_values
+
+    values = read_values(root)
+    settings = parse_settings(values)
+    _prepare_process(root, threads=settings.threads)
+    from lexiseg.pipeline import node_of, read_graph, remove_orphans
+    from lexiseg.stage import job_of, run_in_working_tree
+    from lexiseg.stages.registry import stage_function
+
+    graph = read_graph(root)
+    node = node_of(graph, name)
+    for orphan in remove_orphans(root, graph, node):
+        print(f"{name}: removed {orphan}, which no stage makes any more", file=sys.stderr)
+    job = job_of(root, node, stage_function(name), settings=settings, values=values)
+    run_in_working_tree(root, job)
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Picture files.")],
+    labels: Annotated[str, typer.Option(help="Words to look for, separated by commas.")],
+    out: Annotated[Path, typer.Option(help="Folder for the results.")],
+    model: Annotated[
+        str, typer.Option(help="Model folder, or models:/NAME@ALIAS of MLflow's registry.")
+    ] = "outputs/lseg/register",
+) -> None:
+    """Colour pictures by words: label map (PNG of indices), overlay and JSON per picture.
+
+    Example: lexiseg predict photo.jpg --labels "grass, sky, ring" --out predictions
+    """
+    from lexiseg.inference import parse_labels, predict_files
+    from lexiseg.loading import load
+
+    names = parse_labels(labels)
+    loaded = load(model)
+    for label, words in loaded.unknown_words(names).items():
+        print(f"note: the text encoder has never seen {', '.join(words)} (label `{label}`)", file=sys.stderr)
+    for result in predict_files(loaded, images, names, out=out):
+        shares = ", ".join(f"{item['label']} {100 * item['area']:.1f} %" for item in result["labels"])
+        print(f"{result['image']}: {shares}")
+    print(f"written to {out}")
+
+
+@app.command()
+def report(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Show every method beside its baselines, under one protocol.
+
+    Example: lexiseg report --json
+    """
+    from lexiseg.reporting import read_report, report_lines
+
+    result = read_report(require_root())
+    print(json.dumps(result, indent=2) if as_json else "\n".join(report_lines(result)))
+
+
+@app.command()
+def sync() -> None:
+    """Publish to MLflow whatever outputs/ holds and MLflow lacks, and write the Data Docs page. Safe to repeat.
+
+    Example: lexiseg sync
+    """
+    from lexiseg.projections import write_outdated_data_docs
+    from lexiseg.tracking.sync import sync as sync_outputs
+
+    root = require_root()
+    page = write_outdated_data_docs(root)
+    if page is not None:
+        print(f"Data Docs written to {page}")
+    published = sync_outputs(root)
+    print("\n".join(map(str, published)) if published else "nothing new to publish")
+
+
+@app.command()
+def ablate(
+    method: str,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, counted from 0.")] = 3,
+    variant: Annotated[list[str] | None, typer.Option(help="Only this variant; may be given again.")] = None,
+    split: Annotated[
+        list[str] | None, typer.Option(help="Evaluate on this split (val while choosing); may be given again.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file for the result.")] = None,
+) -> None:
+    """Run a method's variants and controls over several seeds and print the table.
+
+    Example: lexiseg ablate lseg --seeds 3
+    """
+    root = require_root()
+    _use_working_tree(root)
+    from lexiseg.stages.settings import parse_settings, read_values
+
+    values = read_values(root)
+    target = (out or private_folder(root) / "ablations" / f"{method}-{values.get('profile')}.json").absolute()
+    _prepare_process(root, threads=parse_settings(values).threads)
+    from lexiseg.ablation import ablate as run_ablation
+    from lexiseg.ablation import table_lines
+    from lexiseg.storage import write_json
+
+    result = run_ablation(root, method, seeds=range(seeds), variants=variant or (), splits=split or ())
+    write_json(target, result)
+    print("\n".join(table_lines(result)))
+    print(f"written to {target}")
+
+
+@app.command()
+def doctor() -> None:
+    """Check the installation and the working tree; the exit code is 1 where something needs attention.
+
+    Example: lexiseg doctor
+    """
+    from lexiseg.doctor import examine
+
+    findings = examine(require_root())
+    for finding in findings:
+        print(f"{'ok  ' if finding.good else 'LOOK'}  {finding.what}")
+        if not finding.good:
+            print(f"      to do: {finding.fix}")
+    if not all(finding.good for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def clean() -> None:
+    """Remove the work folders of stages, finished and unfinished; outputs/ and DVC's cache stay.
+
+    Example: lexiseg clean
+    """
+    from lexiseg.stage import clean as clean_work
+
+    removed, freed = clean_work(private_folder(require_root()))
+    print(f"removed {removed} work folders, {freed / 1e6:.0f} MB")
+
+
+@data_app.command("add")
+def data_add(
+    name: str,
+    path: Annotated[Path, typer.Argument(help="Folder of the raw files.")],
+    adapter: Annotated[str, typer.Option(help="Layout of the files: camvid, folder, world.")],
+) -> None:
+    """Check a data set, copy it to data/NAME and version it in data.dvc (on no remote).
+
+    Example: lexiseg data add camvid ../CamVid --adapter camvid
+    """
+    from lexiseg.data.add import add_data
+    from lexiseg.pipeline import run_dvc
+
+    root = require_root()
+    added = add_data(name, path, adapter=adapter, root=root)
+    for command in added.commands:
+        run_dvc(root, command)
+    counts = ", ".join(f"{split} {count}" for split, count in added.splits.items())
+    print(f"data/{name}: {added.classes} classes; {counts}" + ("" if added.changed else " (was there before)"))
+    print(f"to use it: set data.name: {name} and data.adapter: {adapter}, or `lexiseg profile use` a profile that does")
+
+
+@weights_app.command("add")
+def weights_add(file: Path) -> None:
+    """Copy a weight file to weights/ and print its sha256. A .names.txt beside a table comes along.
+
+    Example: lexiseg weights add ~/Downloads/mobilenetv2.safetensors
+    """
+    from lexiseg.errors import ModelError
+    from lexiseg.storage import atomic_path, sha256_of_file
+
+    if not file.is_file():
+        raise ModelError(found=f"no file {file}", allowed="a weight file", fix="check the path")
+    folder = main_checkout(require_root()) / "weights"
+    sources = [path for path in (file, file.with_suffix(".names.txt")) if path.is_file()]
+    for source in sources:
+        target = folder / source.name
+        if target.is_file() and sha256_of_file(target) != sha256_of_file(source):
+            raise ModelError(
+                found=f"weights/{source.name} is there already with other content",
+                allowed="a name for one content",
+                fix="rename the new file, or remove the old one if nothing uses it",
+            )
+        with atomic_path(target) as temporary:
+            shutil.copyfile(source, temporary)
+    print(f"weights/{file.name}  sha256 {sha256_of_file(*sources)}")
+
+
+@profile_app.command("list")
+def profile_list() -> None:
+    """List the profiles; a star marks the one in use.
+
+    Example: lexiseg profile list
+    """
+    from lexiseg.profiles import profile_names
+    from lexiseg.stages.settings import read_values
+
+    root = require_root()
+    current = read_values(root).get("profile")
+    for name in profile_names(root):
+        print(f"{'*' if name == current else ' '} {name}")
+
+
+@profile_app.command("show")
+def profile_show() -> None:
+    """Check params.yaml and show what it changes against the default.
+
+    Example: lexiseg profile show
+    """
+    from lexiseg.profiles import BASE, differences
+    from lexiseg.settings import read_yaml
+    from lexiseg.stages.settings import parse_settings, read_values
+
+    root = require_root()
+    values = read_values(root)
+    parse_settings(values)
+    changes = differences(read_yaml(root / "profiles" / f"{BASE}.yaml"), values)
+    for key, value in sorted(changes.items()):
+        print(f"{key}: {value}")
+    if not changes:
+        print("params.yaml is the default")
+
+
+@profile_app.command("use")
+def profile_use(
+    name: str, force: Annotated[bool, typer.Option(help="Drop unsaved edits of params.yaml.")] = False
+) -> None:
+    """Write params.yaml for a profile. Unsaved edits are never overwritten, unless forced.
+
+    Example: lexiseg profile use camvid
+    """
+    from lexiseg.profiles import use_profile
+
+    before = use_profile(require_root(), name, force=force)
+    print(f"params.yaml: {before} -> {name}; `dvc repro` runs it")
+
+
+@profile_app.command("save")
+def profile_save(name: str) -> None:
+    """Keep the edits of params.yaml as a profile of their own.
+
+    Example: lexiseg profile save mine
+    """
+    from lexiseg.profiles import save_profile
+
+    keys = save_profile(require_root(), name)
+    print(f"profiles/{name}.yaml: {len(keys)} values")
+
+
+def main() -> None:
+    """Entry point: errors that a user can act on come as three lines, without a traceback."""
+    try:
+        app()
+    except LexisegError as error:
+        _fail(error)
+    except OSError as error:
+        from lexiseg.storage import refused_write
+
+        refused = refused_write(error)
+        if refused is None:
+            raise
+        _fail(refused)
+
+
+def _fail(error: LexisegError) -> None:
+    print(f"error ({type(error).__name__})\n{error}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _prepare_process(root: Path, *, threads: int) -> None:
+    # Before torch is imported: it reads the count once.
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
+    environment.keep_memory()
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+    os.chdir(root)
+
+
+def _use_working_tree(root: Path) -> None:
+    """Restart with the working tree's own package where another one was imported (copies made by dvc exp run)."""
+    import lexiseg
+
+    own = root / "src" / "lexiseg"
+    if Path(lexiseg.__file__).resolve().parent == own.resolve() or not own.is_dir():
+        return
+    if os.environ.get("LEXISEG_RESTARTED") == str(root):
+        raise StageError(
+            found=f"the imported lexiseg package is {Path(lexiseg.__file__).parent}, also after a restart",
+            allowed=f"the one of this working tree, {own}",
+            fix=f"set PYTHONPATH={root / 'src'}, or install this tree with `pip install -e .`",
+        )
+    variables: dict[str, str] = dict(os.environ, LEXISEG_RESTARTED=str(root))
+    variables["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root / "src"), os.environ.get("PYTHONPATH")]))
+    os.execve(sys.executable, [sys.executable, "-m", "lexiseg", *sys.argv[1:]], variables)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""Use a trained model: pictures and words in, segmentations out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from lexiseg.data.adapters.files import pixel_limit, read_picture
+from lexiseg.errors import DataError
+from lexiseg.methods import load_scorer
+from lexiseg.pictures import overlay
+from lexiseg.segmentation import ImageLike, NamedLabels, Segmentation, check_labels
+from lexiseg.storage import atomic_path, write_json
+
+MAX_PIXELS = 50_000_000
+
+
+class Model:
+    """A model folder, loaded.
+
+    Example:
+        >>> model = lexiseg.load("outputs/lseg/register")
+        >>> result = model.segment("photo.jpg", ["grass", "sky"])
+        >>> result.area("sky")
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._scorer: Any = load_scorer(folder)
+
+    def segment(
+        self, image: ImageLike, labels: Sequence[str] | NamedLabels, *, protocol: str | None = None
+    ) -> Segmentation:
+        """Divide one picture among the labels, any number and order of them.
+
+        Args:
+            image: path, PIL image, or uint8 RGB array (H, W, 3).
+            labels: one or more different names.
+            protocol: hash of a protocol card to note in the result.
+
+        Raises:
+            LabelError: no labels, empty or repeated ones, or a word the text side has no vector for.
+            DataError: the picture cannot be read, or is no uint8 RGB array.
+        """
+        names = check_labels(labels)
+        pixels = _as_array(image)
+        scores = self._scorer.scores([pixels], names)[0]
+        return Segmentation.from_scores(
+            labels=names, scores=scores, height=pixels.shape[0], width=pixels.shape[1], protocol=protocol
+        )
+
+    def unknown_words(self, labels: Sequence[str]) -> dict[str, list[str]]:
+        """For each label with any: the words the text encoder has never seen (where it can know)."""
+        found = {label: self._scorer.text.unknown_words(label) for label in labels}
+        return {label: words for label, words in found.items() if words}
+
+
+def load(folder: str | Path) -> Model:
+    """Load a model folder. `lexiseg.load` also takes the MLflow address of a registered model.
+
+    Raises:
+        ModelError: not a model folder.
+    """
+    return Model(Path(folder))
+
+
+def parse_labels(text: str) -> tuple[str, ...]:
+    """ "grass, sky" -> ("grass", "sky").
+
+    Raises:
+        LabelError: see `check_labels`.
+    """
+    return check_labels([part.strip() for part in text.split(",")] if text.strip() else [])
+
+
+def predict_files(
+    model: Model, images: Sequence[Path], labels: Sequence[str], *, out: Path
+) -> Iterator[dict[str, Any]]:
+    """Segment picture files and write, for each: <stem>.png (label indices), <stem>_overlay.png, <stem>.json.
+
+    All pictures are looked for before the first is segmented. Pictures whose results would have the same names are
+    numbered, and no result takes the place of one of the pictures.
+
+    Yields:
+        The content of each JSON: `{"image", "size", "model", "labels": [{"index", "label", "area", "score"}],
+        "unknown_words"}`; area is the share of the picture and score the mean probability there (null where
+        the label covers nothing), both 0..1.
+
+    Raises:
+        DataError: a picture is missing, cannot be read, or would be overwritten.
+        LabelError: see `Model.segment`.
+    """
+    names = check_labels(labels)
+    missing = [str(path) for path in images if not path.is_file()]
+    if missing:
+        raise DataError(
+            found=f"no picture {', '.join(missing)}", allowed="paths of picture files", fix="check the paths"
+        )
+    results = _result_files(images, out)
+    deep = np.uint8 if len(names) <= 256 else np.uint16
+    quiet = len(images) < 5
+    for path, (label_map, coloured, table) in zip(
+        tqdm(images, desc="predict", unit="image", disable=quiet, mininterval=1), results, strict=True
+    ):
+        pixels = _as_array(path)
+        result = model.segment(pixels, names)
+        _save_picture(label_map, result.label_map.astype(deep))
+        _save_picture(coloured, overlay(pixels, result.label_map, result.labels))
+        content = {
+            "image": str(path),
+            "size": {"height": pixels.shape[0], "width": pixels.shape[1]},
+            "model": str(model.folder),
+            "labels": [
+                {"index": index, "label": label, "area": result.area(label), "score": result.mean_score(label)}
+                for index, label in enumerate(result.labels)
+            ],
+            "unknown_words": model.unknown_words(result.labels),
+        }
+        write_json(table, content)
+        yield content
+
+
+def _result_files(images: Sequence[Path], out: Path) -> list[tuple[Path, Path, Path]]:
+    """Label map, overlay and JSON of every picture, all different."""
+    used: set[Path] = set()
+    results = []
+    for path in images:
+        stem, number = path.stem, 1
+        while used & set(files := tuple(out / f"{stem}{end}" for end in (".png", "_overlay.png", ".json"))):
+            number += 1
+            stem = f"{path.stem}_{number}"
+        used.update(files)
+        results.append(files)
+    sources = {path.resolve() for path in images}
+    lost = sorted(str(file) for file in used if file.resolve() in sources)
+    if lost:
+        raise DataError(
+            found=f"the result would overwrite the picture {', '.join(lost)}",
+            allowed="a folder for the results that holds none of the pictures",
+            fix="name another folder, such as --out predictions",
+        )
+    return results
+
+
+def _save_picture(path: Path, pixels: np.ndarray) -> None:
+    with atomic_path(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG")
+
+
+def _as_array(image: ImageLike) -> np.ndarray:
+    if isinstance(image, np.ndarray):
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+            raise DataError(
+                found=f"an array of shape {image.shape} and type {image.dtype}",
+                allowed="uint8 RGB (H, W, 3) with at least one pixel",
+                fix="convert it, for instance with PIL.Image.fromarray(...).convert('RGB')",
+            )
+        return image
+    if isinstance(image, Image.Image):
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    with pixel_limit(MAX_PIXELS):
+        picture = read_picture(Path(image), file=str(image)).image
+    assert picture is not None  # read_picture always decodes
+    return picture

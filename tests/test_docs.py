@@ -1,0 +1,227 @@
+"""Every command of the README, the docs and the help texts is run, in a working tree that is small but whole.
+
+Blocks marked sh, console or python are collected, and yaml ones, which are settings that the reader puts into
+params.yaml; a page's blocks run in their order in one copy of the tree.
+What cannot run here as it stands is listed in INSTEAD with the reason and with what runs in its place. The installation
+of `make` is taken as done, everything else of it is run.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import networkx as nx
+import numpy as np
+import pytest
+import timm
+import torch
+import typer.main
+from helpers.working_tree import SOURCE, change, environment, run, write_street
+from ruamel.yaml import YAML
+from safetensors.torch import save_file
+
+from lexiseg.cli import app
+from lexiseg.pipeline import read_graph
+from lexiseg.settings import read_yaml
+
+PAGES = [
+    "README.md",
+    *sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.glob("docs/*.md")),
+    *sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.glob("src/**/*.md")),
+]
+# Pages whose commands train a model of real size or run whole graphs: in `make test-all` only.
+SLOW_PAGES = {"docs/own-data.md", "docs/lseg.md"}
+LANGUAGES = ("sh", "console", "python", "yaml")
+# A page may hold a whole repro; on a busy machine that takes its time.
+pytestmark = pytest.mark.timeout(1200)
+
+# Command -> (what runs instead, why). An empty string runs nothing.
+INSTEAD = {
+    "source .venv/bin/activate": ("", "the tools of this Python are on PATH already"),
+    "make test": ("make --dry-run test", "this is a test of `make test`"),
+    "make ui": ("make --dry-run ui", "serves until it is stopped; tests/test_make.py starts it and asks for a page"),
+    "lexiseg doctor": ("lexiseg doctor || test $? = 1", "finding fault with this machine is its job"),
+    "lexiseg ablate lseg --seeds 3": (
+        "lexiseg ablate lseg --seeds 1 --variant 'as set'",
+        "three variants and three seeds are nine trainings; one is run",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page."""
+
+    language: str
+    text: str
+    line: int
+
+
+def blocks_of(text: str) -> list[Block]:
+    """The fenced blocks whose commands are run."""
+    found = []
+    for match in re.finditer(r"^```(\w+)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL):
+        if match[1] in LANGUAGES:
+            found.append(Block(match[1], match[2], text.count("\n", 0, match.start()) + 2))
+    return found
+
+
+def commands_of(block: Block) -> list[str]:
+    """The commands of a shell block: whole lines, continued ones joined; in console blocks those after `$ `."""
+    lines = block.text.replace("\\\n", " ").splitlines()
+    if block.language == "console":
+        lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+    # A comment begins with # and a space, at the start of the line or after two spaces.
+    lines = [re.split(r"(?:^|\s\s)# ", line)[0].strip() for line in lines]
+    return [re.sub(r"\s+", " ", line) if '"' not in line else line for line in lines if line]
+
+
+def script_of(block: Block) -> str:
+    """What bash runs for a shell block."""
+    return "\n".join(INSTEAD.get(command, (command, ""))[0] for command in commands_of(block))
+
+
+def run_block(block: Block, tree: Path, page: str) -> None:
+    if block.language == "yaml":
+        change(tree / "params.yaml", YAML(typ="safe").load(block.text))
+        return
+    if block.language == "python":
+        command = [sys.executable, "-c", block.text]
+    else:
+        command = ["bash", "-euo", "pipefail", "-c", script_of(block)]
+    done = subprocess.run(command, cwd=tree, env=environment(tree), text=True, capture_output=True, timeout=600)
+    assert done.returncode == 0, f"{page}:{block.line}\n{command[-1]}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+
+
+@pytest.fixture
+def stage_set(micro_tree: Path) -> Path:
+    """The working tree with what the commands take from outside it: photographs, a data set, weight files."""
+    beside, home = micro_tree.parent, micro_tree.parent
+    write_street(beside / "CamVid")
+    shutil.copy(beside / "CamVid/test/test_0.png", micro_tree / "photo.jpg")
+    downloads = home / "Downloads"
+    downloads.mkdir()
+    shutil.copy(micro_tree / "outputs/lseg/register/model.safetensors", downloads / "mobilenetv2.safetensors")
+    profile = read_yaml(micro_tree / "profiles/camvid.yaml")["encode"]
+    backbone = timm.create_model(profile["backbone"]["name"], pretrained=False, **profile["backbone"]["options"])
+    save_file(backbone.state_dict(), downloads / Path(profile["backbone"]["weights"]).name)
+    table = downloads / Path(profile["text"]["path"]).name
+    words = ["sky", "building", "skyscraper", "traffic light", "road", "pavement", "tree", "street sign", "fence"]
+    words += ["car", "person", "bicycle", "grass", "dog"]
+    np.save(table, torch.nn.functional.normalize(torch.randn(len(words), 64), dim=1).numpy())
+    table.with_suffix(".names.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    own = beside / "pictures"
+    for split in ("train", "val", "test"):
+        for folder, source in (("images", split), ("masks", f"{split}annot")):
+            (own / folder / split).mkdir(parents=True)
+            for file in sorted((beside / "CamVid" / source).iterdir()):
+                shutil.copy(file, own / folder / split)
+    (own / "classes.txt").write_text("".join(f"{number} class {number}\n" for number in range(12)), encoding="utf-8")
+    return micro_tree
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=[pytest.mark.slow] if page in SLOW_PAGES else []) for page in PAGES]
+)
+def test_the_commands_of_a_page_run(page, stage_set):
+    for block in blocks_of((SOURCE / page).read_text(encoding="utf-8")):
+        run_block(block, stage_set, page)
+
+
+def help_examples() -> dict[str, str]:
+    """The example in the help of every command."""
+    found, waiting = {}, [("lexiseg", typer.main.get_command(app))]
+    while waiting:
+        name, command = waiting.pop()
+        children = getattr(command, "commands", {})
+        waiting += [(f"{name} {child}", group) for child, group in children.items()]
+        if not children:
+            found[name] = (re.findall(r"Example: (.+)", command.help or "") or [""])[0]
+    return found
+
+
+def test_every_command_has_an_example_of_itself():
+    wrong = {name: example for name, example in help_examples().items() if not example.startswith(f"{name} ".rstrip())}
+    assert not wrong
+
+
+@pytest.mark.slow
+def test_the_examples_of_the_help_texts_run(stage_set):
+    # In an order in which each finds what it needs: params.yaml as committed for all but the profiles.
+    examples = sorted(help_examples().values(), key=lambda text: ("profile" in text, "save" not in text, "use" in text))
+    for example in examples:
+        run_block(Block("sh", example, 0), stage_set, "lexiseg --help")
+
+
+def test_every_exception_is_needed():
+    commands = set(help_examples().values())
+    for page in PAGES:
+        for block in blocks_of((SOURCE / page).read_text(encoding="utf-8")):
+            commands |= set(commands_of(block)) if block.language in ("sh", "console") else set()
+    assert set(INSTEAD) <= commands
+
+
+def test_no_command_hides_in_another_kind_of_block():
+    for page in PAGES:
+        text = (SOURCE / page).read_text(encoding="utf-8")
+        for language, body in re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL):
+            known = (*LANGUAGES, "text", "mermaid", "json")
+            assert language in known, f"{page}: a block marked `{language}`; known are {', '.join(known)}"
+            if language not in LANGUAGES:
+                assert not re.search(r"^(\$ |lexiseg |dvc |make |git |pip )", body, flags=re.MULTILINE), page
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_pictures_are_there(page):
+    text = (SOURCE / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+        if not target.startswith(("http://", "https://")):
+            assert (SOURCE / page).parent.joinpath(target).exists(), f"{page} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_inline_commands_exist(page):
+    """`lexiseg …` and `make …` in running text name commands and targets there are."""
+    text = (SOURCE / page).read_text(encoding="utf-8")
+    names = help_examples()
+    targets = re.findall(r"^([a-z][a-z-]*):", (SOURCE / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    for words in re.findall(r"`(lexiseg [a-z][^`]*)`", text):
+        assert any(words == name or words.startswith(f"{name} ") for name in names), f"{page}: {words}"
+    for target in re.findall(r"`make ([a-z-]+)[^`]*`", text):
+        assert target in targets, f"{page}: make {target}"
+
+
+def drawn_graph() -> str:
+    """dvc.yaml as a Mermaid flowchart. Arrows that follow from others are left out."""
+    nodes = read_graph(SOURCE)
+    graph = nx.DiGraph()
+    for node in nodes.values():
+        for dep in node.deps:
+            if dep.startswith("data/"):
+                graph.add_edge("data.dvc", node.name)
+            for other in nodes.values():
+                if other is not node and any(dep == out or out.startswith(f"{dep}/") for out in other.outs):
+                    graph.add_edge(other.name, node.name)
+
+    def shown(name: str) -> str:
+        return f'{re.sub("[^a-z]", "_", name)}["{name}"]'
+
+    edges = sorted(nx.transitive_reduction(graph).edges)
+    return "\n".join(["flowchart TD", *(f"  {shown(start)} --> {shown(end)}" for start, end in edges)]) + "\n"
+
+
+def test_the_picture_of_the_graph_is_the_graph():
+    text = (SOURCE / "docs/architecture.md").read_text(encoding="utf-8")
+    expected = f"```mermaid\n{drawn_graph()}```"
+    assert expected in text, f"put this into docs/architecture.md:\n{expected}"
+
+
+def test_the_drawing_has_the_stages_that_dvc_sees():
+    drawn = set(re.findall(r'\["([^"]+)"\]', drawn_graph()))
+    assert drawn == set(re.findall(r'\["([^"]+)"\]', run(SOURCE, *shlex.split("dvc dag --mermaid")).stdout))
