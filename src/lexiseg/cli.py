@@ -187,9 +187,11 @@ def data_add(
     """
     from lexiseg.data.add import add_data
     from lexiseg.pipeline import run_dvc
+    from lexiseg.stages.settings import parse_settings, read_values
 
     root = require_root()
-    added = add_data(name, path, adapter=adapter, root=root)
+    limit = parse_settings(read_values(root)).data.max_pixels
+    added = add_data(name, path, adapter=adapter, root=root, max_pixels=limit)
     for command in added.commands:
         run_dvc(root, command)
     counts = ", ".join(f"{split} {count}" for split, count in added.splits.items())

@@ -1,6 +1,8 @@
 import subprocess
 import sys
+from pathlib import Path
 
+import diskcache
 import numpy as np
 import torch
 
@@ -51,6 +53,28 @@ def test_another_encoder_has_its_own_vectors(tmp_path):
     cache.fetch("one", ["a"], compute)
     cache.fetch("other", ["a"], compute)
     assert compute.asked == [["a"], ["a"]]
+
+
+class Payload:
+    """A pickle that writes a file when it is loaded."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return Path.touch, (self.file,)
+
+
+def test_a_pickle_in_the_cache_is_not_loaded(tmp_path):
+    with diskcache.Cache(str(tmp_path / "cache")) as foreign:
+        foreign.set("e:a", Payload(tmp_path / "ran"))
+    compute = Counting()
+    cache = EmbeddingCache(tmp_path / "cache")
+    assert cache.fetch("e", ["a"], compute)[0, 0] == 1
+    assert compute.asked == [["a"]]
+    assert not (tmp_path / "ran").exists()
+    cache.fetch("e", ["a"], compute)
+    assert compute.asked == [["a"]]  # the vector took its place
 
 
 def test_without_a_folder_nothing_is_kept():

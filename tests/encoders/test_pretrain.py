@@ -112,6 +112,16 @@ def test_iconic_first_then_in_turn(monkeypatch, data):
     assert sizes == [iconic] * 4 + [iconic, scene, iconic, scene]
 
 
+def test_each_source_is_passed_over_whole(monkeypatch, data):
+    """4 scenes, 2 a batch, and 4 iconic pictures, 4 a batch: in every two turns each picture comes once."""
+    batch, _, _ = batches(
+        monkeypatch, data, ["train", "iconic"], steps=10, iconic_share=0.2, iconic_batch=4, scene_batch=2
+    )
+    made = [batch(step)["images"].flatten(1) for step in range(10)]
+    for chunks in ([made[3], made[5]], [made[7], made[9]], [made[2]], [made[4]]):
+        assert len(torch.cat(chunks).unique(dim=0)) == 4
+
+
 def test_a_batch_depends_on_its_step_alone(monkeypatch, data):
     batch, _, _ = batches(monkeypatch, data, ["train", "iconic"])
     first = [batch(step) for step in (3, 0, 3)]
@@ -138,8 +148,8 @@ def test_what_a_batch_holds(monkeypatch, data):
 
 
 def test_without_iconic_pictures_scenes_are_all(monkeypatch, data):
-    batch, _, _ = batches(monkeypatch, data, ["train"])
-    assert {tuple(batch(step)["images"].shape[2:]) for step in range(4)} == {(16, 16)}
+    batch, _, _ = batches(monkeypatch, data, ["train"], scene_batch=2, iconic_batch=3)
+    assert {tuple(batch(step)["images"].shape) for step in range(4)} == {(2, 3, 16, 16)}
     assert batch(0)["crop"] is None
 
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from lexiseg.data.settings import DataSettings
-from lexiseg.settings import read_yaml
+from lexiseg.settings import parse, read_yaml
 
 CAMVID_NAMES = [
     *("Sky", "Building", "Pole", "Road", "Pavement", "Tree"),
@@ -78,8 +78,9 @@ def write_world(folder: Path) -> Path:
 
 
 def settings(**data: Any) -> SimpleNamespace:
-    """Root settings with the block `data` alone; one process unless said."""
-    return SimpleNamespace(data=DataSettings(**{"workers": 1, **data}))
+    """Root settings with the block `data` alone: that of params.yaml with changes; one process unless said."""
+    embedded = read_yaml(Path(__file__).parents[2] / "params.yaml")["data"]
+    return SimpleNamespace(data=parse({**embedded, "workers": 1, **data}, DataSettings))
 
 
 def shared(relative: str) -> Path:

@@ -3,14 +3,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers.micro import settings as data_settings
 from PIL import Image
 
-from lexiseg.data.settings import DataSettings
 from lexiseg.errors import DataError, SettingsError
 from lexiseg.evaluation.predictions import PredictionWriter
 from lexiseg.evaluation.protocol import ProtocolError
 from lexiseg.evaluation.settings import EvaluateSettings
-from lexiseg.settings import View, parse
+from lexiseg.settings import View
 from lexiseg.stages import evaluate, prepare
 from lexiseg.storage import hash_tree, read_json
 
@@ -33,7 +33,7 @@ def inputs(tmp_path):
                 Image.fromarray(array).save(path)
     (raw / "classes.txt").write_text("0 sky\n1 grass\n2 star [unseen] [thing]\n")
     prepare.run(
-        SimpleNamespace(data=parse({"name": "micro", "adapter": "folder", "workers": 1}, DataSettings)),
+        data_settings(name="micro", adapter="folder"),
         {"data": raw},
         tmp_path / "prepare",
     )
@@ -46,7 +46,9 @@ def inputs(tmp_path):
 
 
 def settings(**changes) -> View:
-    block = EvaluateSettings(**{"protocol": "generic", "splits": ("test",), "pictures": 2, **changes})
+    block = EvaluateSettings(
+        **{"protocol": "generic", "splits": ("test",), "pictures": 2, "boundary_tolerance": 0.0075, **changes}
+    )
     text = SimpleNamespace(source="clip", templates="vocabulary")
     root = SimpleNamespace(evaluate=block, encode=SimpleNamespace(text=text))
     return View(root, ["evaluate", "encode.text.source", "encode.text.templates"])

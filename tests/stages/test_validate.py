@@ -10,13 +10,14 @@ from lexiseg.data.adapters.folder import FolderAdapter
 from lexiseg.data.docs import write_data_docs
 from lexiseg.errors import DataError
 from lexiseg.stages import prepare, validate
-from lexiseg.storage import hash_tree
+from lexiseg.storage import hash_tree, write_text
 
 
 @pytest.fixture(autouse=True)
 def _working_tree(tmp_path, monkeypatch):
-    (tmp_path / "tree").mkdir()
-    monkeypatch.chdir(tmp_path / "tree")
+    for name in ("dvc.yaml", "params.yaml", "below/file"):
+        write_text(tmp_path / "tree" / name, "")
+    monkeypatch.chdir(tmp_path / "tree/below")
 
 
 def run(raw, tmp_path, *, adapter="camvid", **data):

@@ -7,7 +7,6 @@ them, replace that line by `remote: NAME` with a remote of your own. Running it 
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import shutil
@@ -21,7 +20,6 @@ from ruamel.yaml.error import YAMLError
 from lexiseg.data.adapters import open_adapter
 from lexiseg.data.adapters.base import Adapter
 from lexiseg.data.adapters.files import pixel_limit
-from lexiseg.data.settings import DataSettings
 from lexiseg.errors import DataError
 from lexiseg.storage import atomic_path, hash_tree, sha256_of_file, write_text
 
@@ -47,9 +45,7 @@ class Added:
     commands: tuple[tuple[str, ...], ...]
 
 
-def add_data(
-    name: str, path: Path, *, adapter: str, root: Path, link: bool = False, max_pixels: int | None = None
-) -> Added:
+def add_data(name: str, path: Path, *, adapter: str, root: Path, max_pixels: int) -> Added:
     """Check a data set, put it into data/<name> and name it in data.dvc.
 
     Hidden files (`.git`, `.DS_Store`) are left out. The copy is made beside its place and renamed when it is
@@ -60,9 +56,7 @@ def add_data(
         path: folder of the raw files.
         adapter: name of the adapter that reads it.
         root: the working tree.
-        link: hard links instead of copies, where both are on one disk; a file changed at either place then
-            changes at both.
-        max_pixels: limit for the pictures read as a check; None: the default of `data.max_pixels`.
+        max_pixels: the setting `data.max_pixels`, for the pictures read as a check.
 
     Raises:
         DataError: a bad name, no such folder, a layout that the adapter cannot read, links out of the folder,
@@ -79,11 +73,10 @@ def add_data(
         raise DataError(
             found=f"no folder {path}", allowed="the folder of the raw files", fix="check the path after the name"
         )
-    limit = max_pixels or DataSettings.model_fields["max_pixels"].default
     source = open_adapter(adapter, path)
-    splits, classes = _check_layout(source, limit=limit), len(source.vocabulary())
+    splits, classes = _check_layout(source, max_pixels=max_pixels), len(source.vocabulary())
     ignored = _ignore(root / "data" / ".gitignore", f"/{name}")
-    copied = _place(path, target, link=link)
+    copied = _place(path, target)
     named = _name_in_data_dvc(root / "data.dvc", f"data/{name}")
     return Added(
         folder=target,
@@ -94,13 +87,13 @@ def add_data(
     )
 
 
-def _check_layout(adapter: Adapter, *, limit: int) -> dict[str, int]:
+def _check_layout(adapter: Adapter, *, max_pixels: int) -> dict[str, int]:
     counts = {}
     for split in adapter.splits():
         samples = list(adapter.samples(split))
         counts[split] = len(samples)
         if samples:
-            with pixel_limit(limit):
+            with pixel_limit(max_pixels):
                 samples[0].load()
     if not any(counts.values()):
         raise DataError(
@@ -134,7 +127,7 @@ def _files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def _place(path: Path, target: Path, *, link: bool) -> bool:
+def _place(path: Path, target: Path) -> bool:
     if target.resolve() == path:  # `lexiseg data add x data/x`
         return False
     files = _files(path)
@@ -150,24 +143,8 @@ def _place(path: Path, target: Path, *, link: bool) -> bool:
         for relative, file in files.items():
             place = temporary / relative
             place.parent.mkdir(parents=True, exist_ok=True)
-            _copy(file, place, link=link)
+            shutil.copyfile(file, place)
     return True
-
-
-def _copy(file: Path, place: Path, *, link: bool) -> None:
-    if link:
-        try:
-            os.link(file.resolve(), place)
-        except OSError as error:
-            if error.errno != errno.EXDEV:
-                raise
-            raise DataError(
-                found=f"{file} is on another disk than the working tree",
-                allowed="hard links within one disk",
-                fix="leave out `--link`, so that the files are copied",
-            ) from error
-    else:
-        shutil.copyfile(file, place)
 
 
 def _name_in_data_dvc(file: Path, path: str) -> bool:

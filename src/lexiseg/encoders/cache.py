@@ -8,11 +8,19 @@ from pathlib import Path
 import diskcache
 import numpy as np
 import torch
+from diskcache.core import MODE_PICKLE
 from torch import Tensor
 
 from lexiseg.workspace import find_root, private_folder
 
 SIZE_LIMIT = 2**30  # bytes; the least recently used embeddings go first
+
+
+class _NoPickles(diskcache.Disk):
+    """Rows as they are. diskcache would load a pickle that somebody else put there, and so run its code."""
+
+    def fetch(self, mode: int, filename: str, value: object, read: bool) -> object:
+        return None if mode == MODE_PICKLE else super().fetch(mode, filename, value, read)
 
 
 class EmbeddingCache:
@@ -26,7 +34,9 @@ class EmbeddingCache:
     """
 
     def __init__(self, folder: Path | None) -> None:
-        self._store = diskcache.Cache(str(folder), size_limit=SIZE_LIMIT, timeout=60) if folder else None
+        self._store = (
+            diskcache.Cache(str(folder), disk=_NoPickles, size_limit=SIZE_LIMIT, timeout=60) if folder else None
+        )
 
     @classmethod
     def of_working_tree(cls) -> EmbeddingCache:

@@ -101,14 +101,16 @@ def pretrain(
     """Train a tiny CLIP.
 
     A curriculum: first only small pictures with at most one object (the split `settings.iconic`), then these
-    and whole scenes (the split `settings.scenes`) in turn. A data set without iconic pictures trains on scenes.
+    and whole scenes (the split `settings.scenes`) in turn. A data set without iconic pictures trains on scenes
+    alone.
 
     Returns:
         The model, its tokenizer, and the training curve.
     """
     scenes = CaptionedImages(splits[settings.scenes], name=settings.scenes)
-    iconic = CaptionedImages(splits[settings.iconic], name=settings.iconic) if settings.iconic in splits else scenes
-    texts = [text for source in (scenes, iconic) for captions in source.captions for text in captions]
+    iconic = CaptionedImages(splits[settings.iconic], name=settings.iconic) if settings.iconic in splits else None
+    sources = (scenes, iconic) if iconic else (scenes,)
+    texts = [text for source in sources for captions in source.captions for text in captions]
     tokenizer = WordTokenizer.from_captions(texts, context_length=settings.context_length)
     image_size = scenes.images.shape[-1]
     config = TinyClipConfig(
@@ -122,10 +124,16 @@ def pretrain(
     only_iconic = round(settings.steps * settings.iconic_share)
 
     def batch(step: int) -> dict[str, Any]:
-        from_iconic = step < only_iconic or (step - only_iconic) % 2 == 0
-        source, size = (iconic, settings.iconic_batch) if from_iconic else (scenes, settings.scene_batch)
+        # Each source counts its own batches: a pass over it leaves no picture out.
+        turn = max(0, step - only_iconic)
+        if iconic is None:
+            source, size, number = scenes, settings.scene_batch, step
+        elif step < only_iconic or turn % 2 == 0:
+            source, size, number = iconic, settings.iconic_batch, step - turn // 2
+        else:
+            source, size, number = scenes, settings.scene_batch, turn // 2
         rng = np.random.default_rng(step_seed(seed, step))
-        indices = shuffled_indices(len(source.captions), size, step, seed=seed)
+        indices = shuffled_indices(len(source.captions), size, number, seed=seed)
         images, captions = source.batch(indices, rng)
         # Small pictures read their positions at a random place of the scenes' grid; larger ones have them resized.
         room = (image_size - images.shape[-1]) // config.patch_size

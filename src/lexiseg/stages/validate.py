@@ -1,7 +1,7 @@
 """validate: Great Expectations judges the manifest; validation.json is what every later stage depends on.
 
 When an expectation of severity error fails, the stage fails: nothing is published, so DVC stops here. The
-report of a failed validation is written to `.lexiseg/validation/` below the working tree instead.
+report of a failed validation goes to the private folder of the working tree instead, `.lexiseg/validation/`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from lexiseg.data.checks import Check, Outcome, Rows, checks, judged, outcomes
 from lexiseg.data.manifest import read_manifest
 from lexiseg.errors import DataError
 from lexiseg.storage import write_json
+from lexiseg.workspace import find_root, private_folder
 
 _LISTED = 20
-_FAILED_REPORT = Path(".lexiseg/validation/validation.json")
 
 
 def run(settings: Any, inputs: Mapping[str, Path], outputs: Path) -> None:
@@ -40,14 +40,18 @@ def run(settings: Any, inputs: Mapping[str, Path], outputs: Path) -> None:
     if report["success"]:
         write_json(outputs / "validation.json", report)
         return
-    write_json(_FAILED_REPORT, report)
+    root = find_root()
+    kept = private_folder(root) / "validation/validation.json" if root else None
+    if kept:
+        write_json(kept, report)
     errors = [entry for entry in failed if entry["severity"] == "error"]
     raise DataError(
         found=f"the data set `{data.name}` fails {len(errors)} of {len(report['expectations'])} expectations:"
         + "".join(f"\n  - {_in_words(entry)}" for entry in errors),
         allowed="a data set that meets them all",
         fix="".join(f"\n  - {entry['name']}: {entry['fix']}" for entry in errors)
-        + f"\n  - then run `dvc repro` again; the whole report is in {_FAILED_REPORT.as_posix()}",
+        + "\n  - then run `dvc repro` again"
+        + (f"; the whole report is in {kept}" if kept else ""),
     )
 
 
