@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from lexiseg import ablation as module
-from lexiseg.ablation import ablate, table_lines
+from lexiseg.ablation import ablate, retrieval_lines, table_lines
 from lexiseg.errors import SettingsError
 from lexiseg.methods.lseg.ablations import VARIANTS
 from lexiseg.storage import write_json
@@ -16,7 +16,8 @@ class FakeTrials:
     """Results without running anything; a seed adds a tenth, a change of settings takes a fifth."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.values = root, {"profile": "tiny"}
+        self.root = root
+        self.values = {"profile": "tiny", "data": {"name": "world"}, "evaluate": {"splits": ["test", "stress"]}}
         self.graph = dict.fromkeys(["encode-evaluate", "lseg-evaluate", "baseline-evaluate@linear"])
         self.changes: list[dict[str, Any]] = []
 
@@ -25,7 +26,7 @@ class FakeTrials:
         folders = {}
         for target in targets:
             folders[target] = self.root / f"{len(self.changes)}-{target}"
-            miou = 0.5 + 0.1 * changes["seed"] - 0.2 * (len(changes) > 1)
+            miou = 0.5 + 0.1 * changes["seed"] - 0.2 * (len(changes) > 2)
             unseen = None if changes["seed"] == 1 else 0.25
             test = {"miou": miou, "miou_unseen": unseen, "pixels": 7}
             metrics = {
@@ -33,7 +34,12 @@ class FakeTrials:
                 "splits": {"test": test, "stress": {"miou": 0.125}},
             }
             if target == "encode-evaluate":
-                metrics = {"retrieval": {"test": {"pairs": 3, "image_to_text_r1": 0.5}, "stress": None}}
+                metrics = {
+                    "retrieval": {
+                        "test": {"pairs": 3, "image_to_text_r1": 0.5, "text_to_image_r1": 0.25},
+                        "stress": None,
+                    }
+                }
             write_json(folders[target] / "metrics.json", metrics)
         return folders
 
@@ -45,50 +51,62 @@ def trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeTrials:
     return trials
 
 
-def row(result: dict[str, Any], variant: str, split: str = "test") -> dict[str, Any]:
-    return next(row for row in result["rows"] if (row["variant"], row["split"]) == (variant, split))
+def first_row(result: dict[str, Any]) -> dict[str, Any]:
+    return next(row for row in result["rows"] if (row["variant"], row["split"]) == ("as set", "test"))
 
 
 def test_every_variant_and_baseline_has_a_row_for_every_split(trials, tmp_path):
     result = ablate(tmp_path, "lseg", seeds=[0, 2])
-    assert [(row["variant"], row["split"]) for row in result["rows"]] == [
-        *((variant, split) for variant in (*VARIANTS, "linear") for split in ("stress", "test")),
-        ("encoders", "test"),
+    everything = [*(("lseg", variant) for variant in VARIANTS), ("linear", None)]
+    assert [(row["split"], row["method"], row["variant"]) for row in result["rows"]] == [
+        *(("test", *who) for who in everything),
+        ("test", "encoders", None),
+        *(("stress", *who) for who in everything),
     ]
     assert result["protocol"] == {"name": "world", "hash": "abc"}
     assert (result["method"], result["profile"], result["seeds"]) == ("lseg", "tiny", [0, 2])
 
 
 def test_a_row_holds_every_seed_their_mean_and_deviation(trials, tmp_path):
-    found = row(ablate(tmp_path, "lseg", seeds=[0, 2]), "as set")
+    found = first_row(ablate(tmp_path, "lseg", seeds=[0, 2]))
     assert found["seeds"] == {"0": {"miou": 0.5, "miou_unseen": 0.25}, "2": {"miou": 0.7, "miou_unseen": 0.25}}
     assert found["mean"] == {"miou": 0.6, "miou_unseen": 0.25}
     assert found["std"]["miou"] == pytest.approx(0.141421)
 
 
 def test_what_a_seed_could_not_measure_has_no_mean(trials, tmp_path):
-    assert row(ablate(tmp_path, "lseg", seeds=[0, 1]), "as set")["mean"] == {"miou": 0.55}
+    assert first_row(ablate(tmp_path, "lseg", seeds=[0, 1]))["mean"] == {"miou": 0.55}
 
 
 def test_one_seed_has_no_deviation(trials, tmp_path):
-    assert row(ablate(tmp_path, "lseg", seeds=[0]), "as set")["std"] == {"miou": None, "miou_unseen": None}
+    assert first_row(ablate(tmp_path, "lseg", seeds=[0]))["std"] == {"miou": None, "miou_unseen": None}
 
 
 def test_the_seed_is_the_one_of_all_trainings(trials, tmp_path):
-    ablate(tmp_path, "lseg", seeds=[4], variants=["from scratch"])
+    ablate(tmp_path, "lseg", seeds=[4], variants=["from scratch"], splits=["val"])
+    common = {"seed": 4, "evaluate.splits": ["val"]}
     assert trials.changes == [
-        {"seed": 4, **VARIANTS["from scratch"], "targets": ["lseg-evaluate"]},
-        {"seed": 4, "targets": ["baseline-evaluate@linear", "encode-evaluate"]},
+        {**common, **VARIANTS["from scratch"], "targets": ["lseg-evaluate"]},
+        {**common, "targets": ["baseline-evaluate@linear", "encode-evaluate"]},
     ]
 
 
 def test_the_table(trials, tmp_path):
     lines = table_lines(ablate(tmp_path, "lseg", seeds=[0, 2], variants=["as set"]))
-    assert lines[0].startswith("| lseg, 2 seeds | split | mIoU | mIoU seen |")
-    assert lines[1].count("---") == lines[0].count(" | ") + 1
-    assert lines[3] == "| as set | test | 60.0 ± 14.1 | – | 25.0 ± 0.0 | – | – | – |"
-    assert [line.split(" | ")[0] for line in lines[2:]] == ["| as set", "| as set", "| linear", "| linear"]
+    assert lines == [
+        "| world, split | what | mIoU | mIoU unseen |",
+        "|---|---|---|---|",
+        "| test | lseg, as set | 60.0 ± 14.1 | 25.0 ± 0.0 |",
+        "| test | linear | 60.0 ± 14.1 | 25.0 ± 0.0 |",
+        "| stress | lseg, as set | 12.5 ± 0.0 | – |",
+        "| stress | linear | 12.5 ± 0.0 | – |",
+    ]
     assert "±" not in table_lines(ablate(tmp_path, "lseg", seeds=[0]))[2]
+
+
+def test_the_encoders_stand_below_the_table(trials, tmp_path):
+    lines = retrieval_lines(ablate(tmp_path, "lseg", seeds=[0]))
+    assert lines == ["Frozen CLIP, test: R@1 image to text 50.0, text to image 25.0."]
 
 
 @pytest.mark.parametrize("method", ["tcl", "linear"])

@@ -30,7 +30,8 @@ def ablate(
         splits: splits to evaluate on; none means those of params.yaml.
 
     Returns:
-        `{"method", "profile", "seeds", "rows": [{"variant", "split", "seeds": {seed: metrics}, "mean", "std"}]}`.
+        method, profile, data, protocol (name and hash), seeds; `rows`: per variant of the method, per baseline and for
+        the encoders (`variant` None for both), and per split: `seeds` with the metrics of each, `mean`, `std`.
 
     Raises:
         SettingsError: no such method or variant.
@@ -48,31 +49,35 @@ def ablate(
             found=f"no variant {', '.join(wrong)}", allowed=", ".join(table), fix="name one or more of these"
         )
     trials = Trials(root)
-    common: dict[str, Any] = {"evaluate.splits": list(splits)} if splits else {}
-    measured: dict[str, dict[int, Any]] = {}
+    splits = list(splits or trials.values["evaluate"]["splits"])
+    common: dict[str, Any] = {"evaluate.splits": splits}
+    measured: dict[tuple[str, str | None], dict[int, Any]] = {}
+    chosen = list(variants or table)
     for seed in seeds:
-        chosen = variants or list(table)
         for variant in chosen:
             print(f"== {method}, variant {variant}, seed {seed}", flush=True)
             done = trials.run({**common, "seed": seed, **table[variant]}, [f"{method}-evaluate"])
             metrics = read_json(done[f"{method}-evaluate"] / "metrics.json")
-            measured.setdefault(variant, {})[seed] = metrics
+            measured.setdefault((method, variant), {})[seed] = metrics
         others = [name for name in trials.graph if name.startswith("baseline-evaluate@")]
         done = trials.run({**common, "seed": seed}, [*others, "encode-evaluate"])
         for name in others:
-            measured.setdefault(name.partition("@")[2], {})[seed] = read_json(done[name] / "metrics.json")
-        encoders = read_json(done["encode-evaluate"] / "metrics.json")["retrieval"]
-        measured.setdefault("encoders", {})[seed] = {"splits": {k: v for k, v in encoders.items() if v}}
+            measured.setdefault((name.partition("@")[2], None), {})[seed] = read_json(done[name] / "metrics.json")
+        encoders = read_json(done["encode-evaluate"] / "metrics.json")["retrieval"] or {}
+        measured.setdefault(("encoders", None), {})[seed] = {"splits": encoders}
     rows = [
-        _row(variant, split, {seed: found["splits"][split] for seed, found in by_seed.items()})
-        for variant, by_seed in measured.items()
-        for split in next(iter(by_seed.values()))["splits"]
+        {"method": who, "variant": variant, "split": split}
+        | _over_seeds({seed: found["splits"][split] for seed, found in by_seed.items()})
+        for split in splits
+        for (who, variant), by_seed in measured.items()
+        if all(found["splits"].get(split) for found in by_seed.values())
     ]
-    protocol = next(iter(measured[next(iter(measured))].values())).get("protocol", {})
+    protocol = measured[method, chosen[0]][seeds[0]]["protocol"]
     return {
         "method": method,
         "profile": trials.values["profile"],
-        "protocol": {"name": protocol.get("name"), "hash": protocol.get("hash")},
+        "data": trials.values["data"]["name"],
+        "protocol": {"name": protocol["name"], "hash": protocol["hash"]},
         "seeds": list(seeds),
         "rows": rows,
     }
@@ -80,27 +85,33 @@ def ablate(
 
 def table_lines(result: Mapping[str, Any]) -> list[str]:
     """The result as a Markdown table: mean and standard deviation over the seeds, in percent."""
-    lines = [
-        f"| {result['method']}, {len(result['seeds'])} seeds | split | "
-        + " | ".join(name.replace("miou", "mIoU").replace("_", " ") for name in HEADLINE)
-        + " |",
-        "|---" * (2 + len(HEADLINE)) + "|",
-    ]
-    for row in result["rows"]:
-        if row["variant"] == "encoders":
-            continue
-        cells = [_cell(row["mean"].get(name), row["std"].get(name)) for name in HEADLINE]
-        lines.append(f"| {row['variant']} | {row['split']} | " + " | ".join(cells) + " |")
+    rows = [row for row in result["rows"] if row["method"] != "encoders"]
+    names = [name for name in HEADLINE if any(name in row["mean"] for row in rows)]
+    titles = [name.replace("miou", "mIoU").replace("_", " ") for name in names]
+    lines = ["| " + " | ".join([f"{result['data']}, split", "what", *titles]) + " |", "|---" * (2 + len(names)) + "|"]
+    for row in rows:
+        what = row["method"] + (f", {row['variant']}" if row["variant"] else "")
+        cells = [_cell(row["mean"].get(name), row["std"].get(name)) for name in names]
+        lines.append("| " + " | ".join([row["split"], what, *cells]) + " |")
     return lines
 
 
-def _row(variant: str, split: str, by_seed: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+def retrieval_lines(result: Mapping[str, Any]) -> list[str]:
+    """Recall at 1 of the frozen encoders, a sentence per split; none where no image-text pair was measured."""
+    return [
+        f"Frozen CLIP, {row['split']}: R@1 image to text {_cell(row['mean'][one], row['std'][one])}, "
+        f"text to image {_cell(row['mean'][other], row['std'][other])}."
+        for row in result["rows"]
+        if row["method"] == "encoders"
+        for one, other in [("image_to_text_r1", "text_to_image_r1")]
+    ]
+
+
+def _over_seeds(by_seed: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     first = next(iter(by_seed.values()))
     names = [name for name in first if all(isinstance(metrics.get(name), float) for metrics in by_seed.values())]
     values = {name: [metrics[name] for metrics in by_seed.values()] for name in names}
     return {
-        "variant": variant,
-        "split": split,
         "seeds": {str(seed): {name: metrics[name] for name in names} for seed, metrics in by_seed.items()},
         "mean": {name: round(statistics.mean(found), 6) for name, found in values.items()},
         "std": {name: round(statistics.stdev(found), 6) if len(found) > 1 else None for name, found in values.items()},

@@ -137,12 +137,13 @@ def ablate(
     target = (out or private_folder(root) / "ablations" / f"{method}-{values.get('profile')}.json").absolute()
     _prepare_process(root, threads=parse_settings(values).threads)
     from lexiseg.ablation import ablate as run_ablation
-    from lexiseg.ablation import table_lines
+    from lexiseg.ablation import retrieval_lines, table_lines
+    from lexiseg.provenance import made_with
     from lexiseg.storage import write_json
 
     result = run_ablation(root, method, seeds=range(seeds), variants=variant or (), splits=split or ())
-    write_json(target, result)
-    print("\n".join(table_lines(result)))
+    write_json(target, result | {"made_with": made_with(root)})
+    print("\n".join([*table_lines(result), "", *retrieval_lines(result)]))
     print(f"written to {target}")
 
 
