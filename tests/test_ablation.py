@@ -17,7 +17,13 @@ class FakeTrials:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.values = {"profile": "tiny", "data": {"name": "world"}, "evaluate": {"splits": ["test", "stress"]}}
+        model = {"clip_residual": True, "init": "backbone", "freeze_norm": False}
+        self.values = {
+            "lseg": {"model": model, "train": {"backbone_lr_factor": 0.1}},
+            "profile": "tiny",
+            "data": {"name": "world"},
+            "evaluate": {"splits": ["test", "stress"]},
+        }
         self.graph = dict.fromkeys(["encode-evaluate", "lseg-evaluate", "baseline-evaluate@linear"])
         self.changes: list[dict[str, Any]] = []
 
@@ -88,6 +94,15 @@ def test_the_seed_is_the_one_of_all_trainings(trials, tmp_path):
     assert trials.changes == [
         {**common, **VARIANTS["from scratch"], "targets": ["lseg-evaluate"]},
         {**common, "targets": ["baseline-evaluate@linear", "encode-evaluate"]},
+    ]
+
+
+def test_a_variant_that_changes_nothing_is_left_out(trials, tmp_path):
+    trials.values["lseg"]["model"]["clip_residual"] = False
+    found = ablate(tmp_path, "lseg", seeds=[0])
+    assert [row["variant"] for row in found["rows"] if row["split"] == "test" and row["method"] == "lseg"] == [
+        "as set",
+        "from scratch",
     ]
 
 

@@ -15,6 +15,7 @@ import pytest
 import typer.main
 from dvc.repo import Repo
 from filelock import FileLock
+from helpers.micro import write_folder
 from helpers.small_graph import make_small_graph
 from helpers.working_tree import SOURCE
 
@@ -261,8 +262,8 @@ def test_doctor_ends_with_1_where_something_needs_attention(lexiseg, tree):
 
 
 def test_an_ablation_is_printed_and_kept(lexiseg, tree, monkeypatch):
-    row = {"variant": "as set", "split": "test", "mean": {"miou": 0.5}, "std": {"miou": None}}
-    result = {"method": "lseg", "profile": "embedded", "seeds": [0, 1], "rows": [row]}
+    row = {"method": "lseg", "variant": "as set", "split": "test", "mean": {"miou": 0.5}, "std": {"miou": None}}
+    result = {"method": "lseg", "profile": "embedded", "data": "world", "seeds": [0, 1], "rows": [row]}
     calls: list[tuple] = []
     monkeypatch.setattr(
         "lexiseg.ablation.ablate", lambda root, method, **how: calls.append((root, method, how)) or result
@@ -283,9 +284,11 @@ def test_an_ablation_is_printed_and_kept(lexiseg, tree, monkeypatch):
         "--out",
         "a.json",
     )
-    assert "| as set | test | 50.0 |" in done.out
+    assert "| test | lseg, as set | 50.0 |" in done.out
     assert calls == [(tree, "lseg", {"seeds": range(2), "variants": ["as set", "from scratch"], "splits": ["val"]})]
-    assert read_yaml(tree / "below/a.json") == result  # a path counts from where the command was given
+    written = read_yaml(tree / "below/a.json")  # a path counts from where the command was given
+    assert written.pop("made_with")["commit"] == "unknown"
+    assert written == result
     assert "written to" in lexiseg("ablate", "lseg").out
     assert read_yaml(tree / ".lexiseg/ablations/lseg-embedded.json") == result
 
@@ -304,15 +307,17 @@ def test_a_wrong_model_folder(lexiseg, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = ["predict", "photo.jpg", "--labels", "sky", "--out", "out", "--model"]
     assert "has no model.json" in lexiseg(*arguments, tmp_path).in_three_parts("ModelError")
-    write_json(tmp_path / "model.json", {"method": "other"})
-    text = lexiseg(*arguments, tmp_path).in_three_parts("ModelError")
-    assert "is of the method 'other'" in text
-    assert "lseg" in text
+    for method in ("other", ["lseg"]):
+        write_json(tmp_path / "model.json", {"method": method})
+        text = lexiseg(*arguments, tmp_path).in_three_parts("ModelError")
+        assert f"is of the method {method!r}" in text
+        assert "lseg" in text
 
 
 def test_data_is_added_through_dvc(lexiseg, tree, monkeypatch, tmp_path):
     monkeypatch.setattr("lexiseg.data.add.add_data", lambda *a, **k: added)
     calls: list = []
+    monkeypatch.setattr("lexiseg.pipeline.changed_data", lambda root: {"data/own": "deleted", "data/new": "new"})
     monkeypatch.setattr("lexiseg.pipeline.run_dvc", lambda root, command: calls.append((root, command)))
     from lexiseg.data.add import Added
 
@@ -321,6 +326,23 @@ def test_data_is_added_through_dvc(lexiseg, tree, monkeypatch, tmp_path):
     assert calls == [(tree, ("commit", "x"))]
     assert "data/own: 2 classes; train 3" in out
     assert "data.name: own and data.adapter: folder" in out
+
+
+@pytest.mark.parametrize("how", ["deleted", "modified"])
+def test_no_data_is_added_while_other_data_is_not_as_recorded(lexiseg, micro_tree, monkeypatch, how):
+    """dvc would record all of data.dvc, or fail halfway where something of it is missing, as in a fresh clone."""
+    monkeypatch.chdir(micro_tree)
+    write_folder(micro_tree.parent / "raw")
+    if how == "deleted":
+        shutil.rmtree(micro_tree / "data/world")
+    else:
+        write_text(micro_tree / "data/world/more.txt", "x")
+    before = (micro_tree / "data.dvc").read_text(), (micro_tree / "data/.gitignore").read_text()
+    text = lexiseg("data", "add", "own", "../raw", "--adapter", "folder").in_three_parts("DataError")
+    assert f"data/world is {how}" in text
+    assert "`dvc pull data/world`" in text
+    assert not (micro_tree / "data/own").exists()
+    assert ((micro_tree / "data.dvc").read_text(), (micro_tree / "data/.gitignore").read_text()) == before
 
 
 def test_a_copy_restarts_with_its_own_code(tmp_path, monkeypatch):

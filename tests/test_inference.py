@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import numpy as np
@@ -56,6 +57,25 @@ def test_arrays_files_and_pil_pictures_are_alike(model, tmp_path):
     assert all((result.scores == results[0].scores).all() for result in results)
 
 
+def test_a_pil_picture_is_read_as_its_file_is(model, tmp_path):
+    deep = np.random.default_rng(0).integers(0, 1 << 16, (16, 24), dtype=np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    one, other = (model.segment(image, ["sky", "ring"]) for image in (tmp_path / "deep.png", Image.fromarray(deep)))
+    assert (one.scores == other.scores).all()
+
+
+def test_a_pil_picture_that_cannot_be_used(model, tmp_path, monkeypatch):
+    Image.fromarray(pixels(64, 64)).save(tmp_path / "whole.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:1000])
+    with Image.open(tmp_path / "cut.jpg") as cut, pytest.raises(DataError) as caught:
+        model.segment(cut, ["sky", "ring"])
+    assert caught.value.found.startswith("the picture is damaged")
+    monkeypatch.setattr("lexiseg.inference.MAX_PIXELS", 100)
+    with Image.open(tmp_path / "whole.jpg") as large, pytest.raises(DataError) as caught:
+        model.segment(large, ["sky", "ring"])
+    assert caught.value.found == "the picture has 64 x 64 pixels"
+
+
 def test_the_order_of_labels_is_free(model):
     one, other = model.segment(pixels(), ["sky", "ring", "grass"]), model.segment(pixels(), ["grass", "ring", "sky"])
     assert np.allclose(one.scores, other.scores[::-1], atol=1e-5)
@@ -73,9 +93,19 @@ def test_a_vocabulary_as_labels(model):
 
 
 def test_words_of_any_script(model):
-    labels = ["草地", "Gemüse", "🙂", "a {} b", "the sky, at night"]
-    assert model.segment(pixels(), labels).labels == tuple(labels)
+    for label in ("草地", "Gemüse", "🙂", "a {} b"):
+        assert model.segment(pixels(), [label, "the sky, at night"]).labels == (label, "the sky, at night")
     assert model.unknown_words(["ring", "草地"]) == {"草地": ["草地"]}
+
+
+def test_words_that_are_the_same_to_the_encoder(model):
+    """It has seen neither; the second would be given no pixel, whatever is in the picture."""
+    with pytest.raises(LabelError) as caught:
+        model.segment(pixels(), ["sea", "ring", "lawn"])
+    assert caught.value.found == "the labels sea, lawn have one and the same text vector"
+    assert caught.value.allowed.endswith("it has never seen sea; it has never seen lawn")
+    assert caught.value.fix == "keep one of them"
+    assert model.segment(pixels(), ["sea", "ring"]).labels == ("sea", "ring")
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (5, 300), (64, 3)])
@@ -199,7 +229,8 @@ def test_twice_gives_equal_files(model, tmp_path):
 
 
 def test_more_labels_than_a_byte_can_name(model, tmp_path):
-    labels = [f"word {number}" for number in range(300)]
+    words = ["small", "red", "ring", "grass", "sky", "over"]
+    labels = [" ".join(order) for order in itertools.permutations(words, 4)][:300]
     list(predict_files(model, [save(tmp_path / "a.png", pixels())], labels, out=tmp_path / "out"))
     with Image.open(tmp_path / "out/a.png") as picture:
         assert picture.mode.startswith("I;16")

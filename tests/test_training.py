@@ -107,6 +107,18 @@ def test_loader_workers_have_no_effect():
     assert same(weights(trained(workers=0)[0]), weights(trained(workers=2)[0]))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_in_a_batch_keeps_its_three_parts(workers):
+    def batch(step):
+        if step == 1:
+            raise DataError(found="a", allowed="b", fix="c")
+        return {"x": torch.ones(3, 4)}
+
+    with pytest.raises(DataError) as caught:
+        fit(Noisy(), batch=batch, steps=3, seed=0, workers=workers)
+    assert (caught.value.found, caught.value.allowed, caught.value.fix) == ("a", "b", "c")
+
+
 def test_the_curve_holds_the_loss_of_its_step():
     module, rows = trained()
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]

@@ -9,6 +9,7 @@ from typing import Any
 
 from lexiseg.errors import SettingsError
 from lexiseg.methods import METHODS, resolve
+from lexiseg.stage import value_at
 from lexiseg.storage import read_json
 from lexiseg.trials import Trials
 
@@ -52,7 +53,8 @@ def ablate(
     splits = list(splits or trials.values["evaluate"]["splits"])
     common: dict[str, Any] = {"evaluate.splits": splits}
     measured: dict[tuple[str, str | None], dict[int, Any]] = {}
-    chosen = list(variants or table)
+    # All of them means all that differ: under some profiles the paper's network is what is set.
+    chosen = list(variants) or [name for name in table if not table[name] or _differs(trials.values, table[name])]
     for seed in seeds:
         for variant in chosen:
             print(f"== {method}, variant {variant}, seed {seed}", flush=True)
@@ -105,6 +107,10 @@ def retrieval_lines(result: Mapping[str, Any]) -> list[str]:
         if row["method"] == "encoders"
         for one, other in [("image_to_text_r1", "text_to_image_r1")]
     ]
+
+
+def _differs(values: Mapping[str, Any], changes: Mapping[str, Any]) -> bool:
+    return any(value_at(values, key) != value for key, value in changes.items())
 
 
 def _over_seeds(by_seed: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:

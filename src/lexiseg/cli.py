@@ -78,6 +78,8 @@ def predict(
     loaded = load(model)
     for label, words in loaded.unknown_words(names).items():
         print(f"note: the text encoder has never seen {', '.join(words)} (label `{label}`)", file=sys.stderr)
+    for label, row in loaded.stand_ins(names).items():
+        print(f"note: `{label}` has no vector of its own, that of `{row}` stands in", file=sys.stderr)
     for result in predict_files(loaded, images, names, out=out):
         shares = ", ".join(f"{item['label']} {100 * item['area']:.1f} %" for item in result["labels"])
         print(f"{result['image']}: {shares}")
@@ -187,10 +189,20 @@ def data_add(
     Example: lexiseg data add camvid ../CamVid --adapter camvid
     """
     from lexiseg.data.add import add_data
-    from lexiseg.pipeline import run_dvc
+    from lexiseg.errors import DataError
+    from lexiseg.pipeline import changed_data, run_dvc
     from lexiseg.stages.settings import parse_settings, read_values
 
     root = require_root()
+    # DVC records all data sets of data.dvc at once.
+    others = {path: how for path, how in changed_data(root).items() if path != f"data/{name}"}
+    wrong = [f"{path} is {how}" for path, how in others.items() if how in ("deleted", "modified")]
+    if wrong:
+        raise DataError(
+            found=f"{'; '.join(wrong)}, compared with what data.dvc records",
+            allowed="the other data sets as they are recorded, since all are recorded together",
+            fix=f"`dvc pull {' '.join(others)}` brings them back; `dvc commit data.dvc` records a change that is meant",
+        )
     limit = parse_settings(read_values(root)).data.max_pixels
     added = add_data(name, path, adapter=adapter, root=root, max_pixels=limit)
     for command in added.commands:
@@ -213,7 +225,7 @@ def weights_add(file: Path) -> None:
         raise ModelError(found=f"no file {file}", allowed="a weight file", fix="check the path")
     folder = main_checkout(require_root()) / "weights"
     sources = [path for path in (file, file.with_suffix(".names.txt")) if path.is_file()]
-    for source in sources:
+    for source in sources:  # all are looked at before the first is copied
         target = folder / source.name
         if target.is_file() and sha256_of_file(target) != sha256_of_file(source):
             raise ModelError(
@@ -221,7 +233,8 @@ def weights_add(file: Path) -> None:
                 allowed="a name for one content",
                 fix="rename the new file, or remove the old one if nothing uses it",
             )
-        with atomic_path(target) as temporary:
+    for source in sources:
+        with atomic_path(folder / source.name) as temporary:
             shutil.copyfile(source, temporary)
     print(f"weights/{file.name}  sha256 {sha256_of_file(*sources)}")
 

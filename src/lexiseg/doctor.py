@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import lexiseg
-from lexiseg.environment import DEFAULTS
+from lexiseg.environment import TELEMETRY
 from lexiseg.errors import LexisegError
 from lexiseg.workspace import private_folder
 
@@ -49,7 +49,7 @@ def examine(root: Path) -> list[Finding]:
         _data(root),
         _disk(root),
     ]
-    loud = sorted(name for name, quiet in DEFAULTS.items() if os.environ.get(name) != quiet)
+    loud = sorted(name for name, quiet in TELEMETRY.items() if _switched(os.environ.get(name)) != _switched(quiet))
     findings.append(
         Finding(
             f"telemetry may be on: {', '.join(loud)}" if loud else "telemetry of the libraries is off",
@@ -58,6 +58,11 @@ def examine(root: Path) -> list[Finding]:
         )
     )
     return findings
+
+
+def _switched(value: str | None) -> bool:
+    """True for on: the libraries take several words for it."""
+    return (value or "").strip().lower() in {"1", "true", "yes", "on"}
 
 
 def _package(name: str) -> Finding:
@@ -89,8 +94,10 @@ def _tools() -> Finding:
 def _device() -> Finding:
     import torch
 
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
-    return Finding(f"computing on {name}", True)
+    trains = (
+        f"training on {torch.cuda.get_device_name()}, the rest on " if torch.cuda.is_available() else "computing on "
+    )
+    return Finding(f"{trains}the CPU, {os.cpu_count()} cores", True)
 
 
 def _settings(root: Path) -> Finding:

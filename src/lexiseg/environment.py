@@ -10,19 +10,19 @@ import os
 import sys
 from collections.abc import MutableMapping
 
-DEFAULTS = {
+TELEMETRY = {
     "DO_NOT_TRACK": "true",  # MLflow accepts no other spelling
     "DVC_NO_ANALYTICS": "1",
     "ITERATIVE_DO_NOT_TRACK": "1",  # the reporting package of DVC
     "GX_ANALYTICS_ENABLED": "false",  # Great Expectations
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_UPDATE_CHECK": "1",
-    "HF_HUB_OFFLINE": "1",  # downloads are asked for: HF_HUB_OFFLINE=0 dvc repro
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "RAY_USAGE_STATS_ENABLED": "0",
     "STREAMLIT_BROWSER_GATHER_USAGE_STATS": "false",
 }
+DEFAULTS = TELEMETRY | {"HF_HUB_OFFLINE": "1"}  # downloads are asked for: HF_HUB_OFFLINE=0 dvc repro
 
 
 def keep_quiet(environment: MutableMapping[str, str] = os.environ) -> None:

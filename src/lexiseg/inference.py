@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
-from lexiseg.data.adapters.files import pixel_limit, read_picture
-from lexiseg.errors import DataError
+from lexiseg.data.adapters.files import picture_pixels, pixel_limit, read_picture
+from lexiseg.errors import DataError, LabelError
 from lexiseg.methods import load_scorer
 from lexiseg.pictures import overlay
 from lexiseg.segmentation import ImageLike, NamedLabels, Segmentation, check_labels
@@ -44,15 +44,41 @@ class Model:
             protocol: hash of a protocol card to note in the result.
 
         Raises:
-            LabelError: no labels, empty or repeated ones, or a word the text side has no vector for.
+            LabelError: no labels, empty or repeated ones, a word the text side has no vector for, or two words
+                that are the same to it.
             DataError: the picture cannot be read, or is no uint8 RGB array.
         """
-        names = check_labels(labels)
+        names = self.check_labels(labels)
         pixels = _as_array(image)
         scores = self._scorer.scores([pixels], names)[0]
         return Segmentation.from_scores(
             labels=names, scores=scores, height=pixels.shape[0], width=pixels.shape[1], protocol=protocol
         )
+
+    def check_labels(self, labels: Sequence[str] | NamedLabels) -> tuple[str, ...]:
+        """The labels as a tuple, if this model can tell them apart.
+
+        Raises:
+            LabelError: see `segment`.
+        """
+        names = check_labels(labels)
+        same: dict[bytes, list[str]] = {}
+        for name, vector in zip(names, self._scorer.text.embed(names), strict=True):
+            same.setdefault(vector.numpy().tobytes(), []).append(name)
+        alike = [group for group in same.values() if len(group) > 1]
+        if alike:
+            raise LabelError(
+                found="; ".join(f"the labels {', '.join(group)} have one and the same text vector" for group in alike),
+                allowed="labels that differ to the text encoder: of equal ones, only the first would win pixels"
+                + "".join(f"; it has never seen {', '.join(w)}" for w in self.unknown_words(names).values()),
+                fix="keep one of them",
+            )
+        return names
+
+    def stand_ins(self, labels: Sequence[str]) -> dict[str, str]:
+        """For each label without a vector of its own: the row of the text table that stands in for it."""
+        found = {label: self._scorer.text.stand_in(label) for label in labels}
+        return {label: row for label, row in found.items() if row}
 
     def unknown_words(self, labels: Sequence[str]) -> dict[str, list[str]]:
         """For each label with any: the words the text encoder has never seen (where it can know)."""
@@ -88,14 +114,14 @@ def predict_files(
 
     Yields:
         The content of each JSON: `{"image", "size", "model", "labels": [{"index", "label", "area", "score"}],
-        "unknown_words"}`; area is the share of the picture and score the mean probability there (null where
-        the label covers nothing), both 0..1.
+        "unknown_words", "stand_ins"}`; area is the share of the picture and score the mean probability there (null
+        where the label covers nothing), both 0..1.
 
     Raises:
         DataError: a picture is missing, cannot be read, or would be overwritten.
         LabelError: see `Model.segment`.
     """
-    names = check_labels(labels)
+    names = model.check_labels(labels)
     missing = [str(path) for path in images if not path.is_file()]
     if missing:
         raise DataError(
@@ -120,6 +146,7 @@ def predict_files(
                 for index, label in enumerate(result.labels)
             ],
             "unknown_words": model.unknown_words(result.labels),
+            "stand_ins": model.stand_ins(result.labels),
         }
         write_json(table, content)
         yield content
@@ -162,7 +189,8 @@ def _as_array(image: ImageLike) -> np.ndarray:
             )
         return image
     if isinstance(image, Image.Image):
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        with pixel_limit(MAX_PIXELS):
+            return picture_pixels(image, name="the picture")
     with pixel_limit(MAX_PIXELS):
         picture = read_picture(Path(image), file=str(image)).image
     assert picture is not None  # read_picture always decodes

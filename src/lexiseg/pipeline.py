@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -224,6 +225,14 @@ def run_dvc(root: Path, arguments: Sequence[str], *, patience: float = 600.0, ca
                     fix="wait for the other dvc to end, then repeat" if busy else "see the message of dvc above",
                 )
             time.sleep(1.0)
+
+
+def changed_data(root: Path) -> dict[str, str]:
+    """The data sets that are not as data.dvc records them: path -> "deleted", "modified", "new" or "not in cache"."""
+    if not (root / "data.dvc").is_file():
+        return {}
+    status = json.loads(run_dvc(root, ["status", "data.dvc", "--json"], capture=True))
+    return {path: how for entry in status.get("data.dvc", []) for path, how in entry["changed outs"].items()}
 
 
 def _sorted(nodes: Mapping[str, Node]) -> dict[str, Node]:

@@ -1,4 +1,4 @@
-"""The result every method gives, and what a method has to offer to give it.
+"""The result every method gives, and the labels it was asked for.
 
 Letters in shapes: N labels, H x W the picture's size in pixels, h x w the model's own lower resolution,
 B images.
@@ -191,30 +191,3 @@ class Segmentation:
             weight = torch.ones_like(weight)
         probability = (scores[position] - scores.logsumexp(dim=0)).exp()
         return float((probability * weight).sum() / weight.sum())
-
-
-class Segmenter(Protocol):
-    """What every method offers: pictures and words in, segmentations out."""
-
-    def segment(
-        self,
-        images: Sequence[ImageLike],
-        labels: Sequence[str] | NamedLabels,
-        *,
-        protocol: str | None = None,
-    ) -> list[Segmentation]:
-        """Segment each picture by the labels, any number and order of them.
-
-        Args:
-            images: pictures of any size, each its own.
-            labels: one or more different names, or a Vocabulary.
-            protocol: hash of the protocol card to note in the results.
-
-        Returns:
-            One segmentation per picture, in order, at the picture's own size.
-
-        Raises:
-            LabelError: see `check_labels`, or a word that the method's text side does not know.
-            DataError: a picture that cannot be read.
-        """
-        ...

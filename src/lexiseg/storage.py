@@ -19,7 +19,10 @@ _FULL = (
     "enough free space; what was there before is untouched",
     "make room (`lexiseg clean` and `dvc gc -w` help), then run it again",
 )
-_CLOSED = ("a place that this user may write to", "change its permissions or choose another place, then run it again")
+_CLOSED = (
+    "files and folders that this user may read and write",
+    "change its permissions or choose another place, then run it again",
+)
 _REFUSED = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,

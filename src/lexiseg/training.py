@@ -1,8 +1,7 @@
 """One way to train for everything that trains: step-indexed, by Lightning.
 
 Batch k and all randomness of step k are functions of (seed, k) and of nothing else: not of the number of
-loader workers, not of what ran before. That makes every training repeatable bit by bit on one machine and
-lets an interrupted one continue at any step.
+loader workers, not of what ran before. That makes every training repeatable bit by bit on one machine.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from lexiseg.errors import DataError
+from lexiseg.errors import DataError, LexisegError
 
 # Lightning prints its device summary and a product hint on every fit; its loggers are made when it is imported.
 for _name in ("lightning.pytorch", "lightning.fabric"):
@@ -92,16 +91,25 @@ class StepBatches(Dataset):
         return self.steps
 
     def __getitem__(self, step: int) -> Any:
-        return self.make(step)
+        try:
+            return self.make(step)
+        except LexisegError as error:
+            # As a value: torch makes an error of a loader process anew from its text alone, without its three parts.
+            return error
 
 
 class StepSeed(L.Callback):
-    """Seeds torch before every step, so that dropout and the like depend on (seed, step) alone."""
+    """Seeds torch before every step, so that dropout and the like depend on (seed, step) alone.
+
+    Raises, before the step, the error that making its batch ended in.
+    """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_index: int) -> None:
+        if isinstance(batch, LexisegError):
+            raise batch
         torch.manual_seed(step_seed(self.seed, batch_index, stream=1))
 
 
@@ -153,6 +161,9 @@ def fit(
         precision: a Lightning precision, e.g. "32-true" or "bf16-mixed".
         title: word on the progress bar.
 
+    Raises:
+        LexisegError: what `batch` raises, in a loader process too.
+
     Returns:
         The logged values as rows `{"step", name: value, ...}`, about fifty of them.
     """
@@ -169,7 +180,7 @@ def fit(
         trainer = L.Trainer(
             max_steps=steps,
             max_epochs=1,
-            accelerator="auto",
+            accelerator="gpu" if torch.cuda.is_available() else "cpu",
             devices=1,
             precision=precision,
             gradient_clip_val=gradient_clip,

@@ -1,9 +1,11 @@
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
 import diskcache
 import numpy as np
+import pytest
 import torch
 
 from lexiseg.encoders.cache import EmbeddingCache
@@ -75,6 +77,28 @@ def test_a_pickle_in_the_cache_is_not_loaded(tmp_path):
     assert not (tmp_path / "ran").exists()
     cache.fetch("e", ["a"], compute)
     assert compute.asked == [["a"]]  # the vector took its place
+
+
+@pytest.mark.parametrize("fault", ["damaged", "closed", "full"])
+def test_a_cache_that_cannot_be_used_is_done_without(tmp_path, monkeypatch, capsys, fault):
+    folder = tmp_path / "cache"
+    if fault == "damaged":
+        folder.mkdir()
+        (folder / "cache.db").write_bytes(b"no database" * 1000)
+    elif fault == "closed":
+        folder.write_text("a file where the folder should be")
+    cache, compute = EmbeddingCache(folder), Counting()
+    if fault == "full":
+
+        def full(*_arguments):
+            raise sqlite3.OperationalError("database or disk is full")
+
+        monkeypatch.setattr(diskcache.Cache, "set", full)
+    for _ in range(2):
+        assert cache.fetch("e", ["a", "bbb"], compute)[:, 0].tolist() == [1, 3]
+    said = capsys.readouterr().err
+    assert said.count("warning: the cache of text embeddings is not used") == 1
+    assert str(folder) in said
 
 
 def test_without_a_folder_nothing_is_kept():

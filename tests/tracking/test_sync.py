@@ -104,11 +104,13 @@ def test_a_second_sync_finds_nothing_to_do(tree, monkeypatch):
     assert state(tree.root) == before
 
 
-def test_a_deleted_store_comes_back_once(tree):
+@pytest.mark.parametrize("lost", [["mlflow.db"], ["mlflow.db", "artifacts"]])
+def test_a_deleted_store_comes_back_once(tree, lost):
     sync(tree.root)
     before = state(tree.root)
-    (tree.root / ".lexiseg/mlflow.db").unlink()
-    shutil.rmtree(tree.root / ".lexiseg/artifacts")
+    for name in lost:
+        path = tree.root / ".lexiseg" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     # In one process MLflow would go on with the deleted file; a new address stands for the new process.
     (tree.root / ".lexiseg").rename(tree.root / "gone")
     moved = tree.root.with_name("again")
@@ -242,18 +244,16 @@ def test_two_syncs_at_once_publish_once(tree, complete, monkeypatch):
 
 
 def test_waiting_for_another_sync_is_said(tree, capsys):
-    private = tree.root / ".lexiseg"
-    holds = threading.Event()
-
-    def hold():
-        with FileLock(str(private / "sync.lock")):
-            holds.set()
-            time.sleep(0.5)
-
-    threading.Thread(target=hold).start()
-    holds.wait()
-    assert len(sync(tree.root)) == 3
-    assert "another sync is going on, waiting for it" in capsys.readouterr().err
+    said, published = "", []
+    with FileLock(str(tree.root / ".lexiseg/sync.lock")):
+        waiting = threading.Thread(target=lambda: published.extend(sync(tree.root)))
+        waiting.start()
+        while "another sync is going on, waiting for it" not in said:  # pytest-timeout ends a wait that is in vain
+            said += capsys.readouterr().err
+            time.sleep(0.01)
+        assert published == []
+    waiting.join()
+    assert len(published) == 3
 
 
 def free_port():
@@ -268,7 +268,7 @@ def test_a_server_that_is_down(tree, monkeypatch):
     start = time.monotonic()
     with pytest.raises(TrackingError) as caught:
         sync(tree.root)
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 60  # MLflow alone would try for many minutes
     assert "http://127.0.0.1:" in caught.value.found
     assert "secret" not in str(caught.value)
     assert "answers" in caught.value.allowed

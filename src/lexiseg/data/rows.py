@@ -15,7 +15,6 @@ import numpy as np
 from PIL import Image
 
 from lexiseg.data.adapters.base import IGNORE_ON_DISK, NO_SEGMENT, RawContent, RawSample
-from lexiseg.data.adapters.files import DAMAGED
 from lexiseg.errors import DataError
 from lexiseg.storage import sha256_of_json
 
@@ -55,7 +54,7 @@ def examine(sample: RawSample, *, split: str, class_count: int) -> Examined:
     except DataError as error:
         reason = f"found: {error.found}; allowed: {error.allowed}; to do: {error.fix}"
         return Examined(facts | {"readable": False, "reason": reason}, None, "")
-    except (*DAMAGED, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except (OSError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         reason = f"{sample.file}: {(str(error).splitlines() or [''])[0] or type(error).__name__}"
         return Examined(facts | {"readable": False, "reason": reason}, None, "")
     facts |= {"readable": True, "reason": None, "mode": content.mode}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sqlite3
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import diskcache
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from lexiseg.workspace import find_root, private_folder
 
+_FAILURES = (sqlite3.Error, diskcache.Timeout, OSError)
 SIZE_LIMIT = 2**30  # bytes; the least recently used embeddings go first
 
 
@@ -27,16 +30,19 @@ class EmbeddingCache:
     """Vectors on disk, keyed by what made them (encoder and circumstances) and of what (the text).
 
     Equal keys always hold equal values, so writers need no order among each other; SQLite keeps them from
-    tearing each other's rows.
+    tearing each other's rows. A cache that is damaged, locked or without room is told of and done without.
 
     Args:
         folder: where the cache lives; None keeps nothing.
     """
 
     def __init__(self, folder: Path | None) -> None:
-        self._store = (
-            diskcache.Cache(str(folder), disk=_NoPickles, size_limit=SIZE_LIMIT, timeout=60) if folder else None
-        )
+        self._folder, self._store = folder, None
+        if folder is not None:
+            try:
+                self._store = diskcache.Cache(str(folder), disk=_NoPickles, size_limit=SIZE_LIMIT, timeout=60)
+            except _FAILURES as error:
+                self._do_without(error)
 
     @classmethod
     def of_working_tree(cls) -> EmbeddingCache:
@@ -55,13 +61,41 @@ class EmbeddingCache:
         Returns:
             float32 (N, C).
         """
-        if self._store is None:
-            return compute(list(texts))
-        found = {text: self._store.get(f"{encoder}:{text}") for text in dict.fromkeys(texts)}
-        missing = [text for text, value in found.items() if not isinstance(value, bytes)]
+        if not texts:
+            return compute([])
+        found = self._read(encoder, texts)
+        missing = [text for text in dict.fromkeys(texts) if text not in found]
         if missing:
-            for text, row in zip(missing, compute(missing), strict=True):
-                found[text] = row.numpy().astype("<f4").tobytes()
-                self._store.set(f"{encoder}:{text}", found[text])
-        rows = [np.frombuffer(found[text], dtype="<f4") for text in texts]  # type: ignore[arg-type]
-        return torch.from_numpy(np.stack(rows).astype(np.float32)) if rows else compute([])
+            rows = zip(missing, compute(missing), strict=True)
+            made = {text: row.numpy().astype("<f4").tobytes() for text, row in rows}
+            self._write(encoder, made)
+            found |= made
+        return torch.from_numpy(
+            np.stack([np.frombuffer(found[text], dtype="<f4") for text in texts]).astype(np.float32)
+        )
+
+    def _read(self, encoder: str, texts: Sequence[str]) -> dict[str, bytes]:
+        if self._store is None:
+            return {}
+        try:
+            rows = {text: self._store.get(f"{encoder}:{text}") for text in dict.fromkeys(texts)}
+        except _FAILURES as error:
+            self._do_without(error)
+            return {}
+        return {text: value for text, value in rows.items() if isinstance(value, bytes)}
+
+    def _write(self, encoder: str, rows: Mapping[str, bytes]) -> None:
+        if self._store is None:
+            return
+        try:
+            for text, value in rows.items():
+                self._store.set(f"{encoder}:{text}", value)
+        except _FAILURES as error:
+            self._do_without(error)
+
+    def _do_without(self, error: Exception) -> None:
+        self._store = None
+        print(
+            f"warning: the cache of text embeddings is not used ({error}); if that stays so, delete {self._folder}",
+            file=sys.stderr,
+        )

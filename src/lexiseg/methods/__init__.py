@@ -93,7 +93,7 @@ def load_scorer(folder: Path, *, encode: Path | None = None, predict: Mapping[st
             allowed="the model.json of a model folder, which names its method",
             fix="copy the whole model folder again",
         ) from error
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise ModelError(
             found=f"{path} is of the method {name!r}",
             allowed=f"one of {', '.join(METHODS)}",

@@ -87,15 +87,26 @@ def test_something_else(tmp_path):
     assert error.value.found == "a.jpg is not a picture in a known format"
 
 
-def test_every_single_damaged_byte_is_a_clear_error_or_a_picture(tmp_path):
-    original = bytearray(save(tmp_path / "a.png", picture(1, height=3, width=3)).read_bytes())
+@pytest.mark.parametrize("kind", ["png", "tiff", "bmp", "gif", "webp"])
+def test_every_single_damaged_byte_is_a_clear_error_or_a_picture(tmp_path, kind):
+    name = f"a.{kind}"
+    Image.fromarray(picture(1, height=3, width=3)).save(tmp_path / name)
+    original = bytearray((tmp_path / name).read_bytes())
     for place in range(len(original)):
         damaged = original.copy()
         damaged[place] ^= 0xFF
-        (tmp_path / "a.png").write_bytes(damaged)
+        (tmp_path / name).write_bytes(damaged)
         # Where the damage does not matter there is a picture; any other exception fails the test.
         with contextlib.suppress(DataError):
-            read_picture(tmp_path / "a.png", file="a.png")
+            read_picture(tmp_path / name, file=name)
+
+
+def test_whatever_a_decoder_raises_is_a_clear_error(tmp_path, monkeypatch):
+    """Pillow has been seen to raise a TypeError for a damaged TIFF."""
+    save(tmp_path / "a.png", picture(1))
+    monkeypatch.setattr(Image.Image, "convert", lambda *_: 1 / 0)
+    with pytest.raises(DataError, match=r"a\.png is damaged"):
+        read_picture(tmp_path / "a.png", file="a.png")
 
 
 def bomb(path, *, width, height):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import struct
+import math
 import warnings
-import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 
@@ -15,9 +15,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lexiseg.data.adapters.base import IGNORE_ON_DISK, RawContent
 from lexiseg.errors import DataError
-
-DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
-"""What PIL raises for damaged files, depending on the format and on where the damage is."""
 
 # Formats whose bytes are kept as they are: every reader of a prepared data set decodes them alike.
 _KEPT_FORMATS = {"JPEG", "MPO", "PNG"}
@@ -87,7 +84,23 @@ def read_picture(path: Path, *, file: str) -> RawContent:
         keep = mode == "RGB" and kept and not rotated
         return RawContent(image=pixels, image_bytes=content if keep else None, mode=mode)
 
-    return _decoded(decode, content, file=file)
+    return _decoded(decode, file=file, size=partial(_pixels, content))
+
+
+def picture_pixels(picture: Image.Image, *, name: str) -> np.ndarray:
+    """Pixels of an opened picture as `read_picture` gives them: uint8 RGB (H, W, 3), upright.
+
+    Raises:
+        DataError: damaged, too many pixels (see `pixel_limit`), or not a picture of 8 or 16 bits.
+    """
+
+    def decode() -> np.ndarray:
+        if picture.width * picture.height > (Image.MAX_IMAGE_PIXELS or math.inf):
+            raise Image.DecompressionBombError  # PIL looks at it when it opens a file, which happened elsewhere
+        picture.load()
+        return _to_rgb(ImageOps.exif_transpose(picture), file=name)
+
+    return _decoded(decode, file=name, size=lambda: f"{picture.width} x {picture.height}")
 
 
 def read_mask(path: Path, *, file: str) -> np.ndarray:
@@ -118,7 +131,7 @@ def read_mask(path: Path, *, file: str) -> np.ndarray:
             )
         return ids.astype(np.uint16)
 
-    return _decoded(decode, content, file=file)
+    return _decoded(decode, file=file, size=partial(_pixels, content))
 
 
 def relabel(
@@ -177,12 +190,12 @@ def _read_bytes(path: Path, *, file: str) -> bytes:
     return content
 
 
-def _decoded(decode: Callable, content: bytes, *, file: str):
+def _decoded(decode: Callable, *, file: str, size: Callable[[], str]):
     try:
         return decode()
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise DataError(
-            found=f"{file} has {_pixels(content)} pixels",
+            found=f"{file} has {size()} pixels",
             allowed=f"at most {Image.MAX_IMAGE_PIXELS} (`data.max_pixels`); a larger one may be a decompression bomb",
             fix="scale the picture down, or raise `data.max_pixels` where you trust the file",
         ) from error
@@ -192,7 +205,9 @@ def _decoded(decode: Callable, content: bytes, *, file: str):
             allowed="PNG, JPEG or another format that Pillow reads",
             fix="export the file again, or remove it",
         ) from error
-    except DAMAGED as error:
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # depending on format and place of the damage, nearly any kind
         raise DataError(
             found=f"{file} is damaged ({_words(error)})",
             allowed="a complete picture",
@@ -206,7 +221,7 @@ def _pixels(content: bytes) -> str:
     try:
         with Image.open(BytesIO(content)) as picture:
             return f"{picture.width} x {picture.height}"
-    except DAMAGED:
+    except Exception:  # as in _decoded
         return "too many"
     finally:
         Image.MAX_IMAGE_PIXELS = before

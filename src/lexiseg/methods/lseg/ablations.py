@@ -13,6 +13,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "from scratch": {
         "lseg.model.clip_residual": False,
         "lseg.model.init": "random",
+        "lseg.model.freeze_norm": False,  # untrained statistics, kept, would be no normalisation at all
         "lseg.train.backbone_lr_factor": 1.0,
     },
 }

@@ -1,4 +1,4 @@
-"""A trained LSeg as a Segmenter."""
+"""A trained LSeg that scores pictures by words."""
 
 from __future__ import annotations
 
