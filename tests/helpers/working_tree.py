@@ -70,8 +70,8 @@ def run(root: Path, *command: str, timeout: float = 600.0) -> subprocess.Complet
     return done
 
 
-def make_micro_tree(root: Path) -> Path:
-    """A git clone of what is in this working tree (uncommitted changes too), made small, committed, its data pulled."""
+def make_tree(root: Path) -> Path:
+    """A git repository of what is in this working tree (uncommitted changes too), its data pulled."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=SOURCE,
@@ -86,6 +86,12 @@ def make_micro_tree(root: Path) -> Path:
     run(root, "git", "init", "--quiet")
     run(root, "dvc", "pull", "--quiet", "--remote", "embedded", "data/world")
     take_as_installed(root)
+    return root
+
+
+def make_micro_tree(root: Path) -> Path:
+    """The same made small, and committed."""
+    make_tree(root)
     recipe = root / "data/world/world.yaml"
     splits = YAML(typ="safe").load(recipe)["splits"]
     change(recipe, {"splits": {name: {"count": COUNTS.get(name, 4)} for name in splits}})
