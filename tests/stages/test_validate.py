@@ -193,6 +193,7 @@ def test_data_docs_are_a_page_that_needs_no_network(tmp_path):
     text = page.read_text()
     assert page == tmp_path / "docs/index.html"
     assert "9 samples; 14 of 15 expectations are met." in text
+    assert ": an error, the graph stops here</li>" in text
     assert "Each mask has the size of its picture." in text
     assert "&lt;img src=x&gt;" in text
     assert "<img" not in text

@@ -57,13 +57,18 @@ def write_data_docs(prepared: Path, folder: Path, *, data: DataSettings) -> Path
         view.render({"section": section.to_json_dict(), "section_loop": {"index": number}})
         for number, section in enumerate(sections, start=1)
     ]
-    name = html.escape(str(read_json(prepared / "info.json")["name"]))
+    title = html.escape(str(read_json(prepared / "info.json")["name"]))
     passed, total = result.statistics["successful_expectations"], result.statistics["evaluated_expectations"]
+    # Great Expectations shows every unmet one alike.
+    said = {check.name: "an error, the graph stops here" if check.error else "a warning" for check in suite}
+    unmet = [(entry.expectation_config.meta or {})["name"] for entry in result.results if not entry.success]  # type: ignore[union-attr]
+    told = "".join(f"<li>{html.escape(name)}: {said[name]}</li>" for name in unmet)
     page = folder / "index.html"
     write_text(
         page,
-        f"<!DOCTYPE html><html lang=en><head><meta charset=utf-8><title>Data Docs: {name}</title>"
-        f"<style>{_STYLE}</style></head><body><h1>{name}</h1>"
-        f"<p>{len(rows)} samples; {passed} of {total} expectations are met.</p>{''.join(body)}</body></html>\n",
+        f"<!DOCTYPE html><html lang=en><head><meta charset=utf-8><title>Data Docs: {title}</title>"
+        f"<style>{_STYLE}</style></head><body><h1>{title}</h1>"
+        f"<p>{len(rows)} samples; {passed} of {total} expectations are met.</p><ul>{told}</ul>"
+        f"{''.join(body)}</body></html>\n",
     )
     return page

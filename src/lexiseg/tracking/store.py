@@ -25,6 +25,7 @@ CONNECT_SECONDS = 3.0
 ANSWER_SECONDS = 10.0
 LOCK_SECONDS = 5.0
 SQLITE = "sqlite:///"
+_KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's pages then open with runs, not with chats
 _TALKATIVE = "mlflow.store.db.utils"
 
 _SAFE = "results are safe in outputs/; "
@@ -98,7 +99,7 @@ class Store:
         found = self.client.get_experiment_by_name(name)
         if found is None:
             try:
-                return self.client.create_experiment(name, artifact_location=place)
+                return self.client.create_experiment(name, artifact_location=place, tags=_KIND)
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
