@@ -328,18 +328,20 @@ def test_data_is_added_through_dvc(lexiseg, tree, monkeypatch, tmp_path):
     assert "data.name: own and data.adapter: folder" in out
 
 
-@pytest.mark.parametrize("how", ["deleted", "modified"])
+@pytest.mark.parametrize("how", ["deleted", "modified", "never fetched"])
 def test_no_data_is_added_while_other_data_is_not_as_recorded(lexiseg, micro_tree, monkeypatch, how):
     """dvc would record all of data.dvc, or fail halfway where something of it is missing, as in a fresh clone."""
     monkeypatch.chdir(micro_tree)
     write_folder(micro_tree.parent / "raw")
-    if how == "deleted":
+    if how != "modified":
         shutil.rmtree(micro_tree / "data/world")
+    if how == "never fetched":
+        shutil.rmtree(micro_tree / ".dvc/cache")
     else:
         write_text(micro_tree / "data/world/more.txt", "x")
     before = (micro_tree / "data.dvc").read_text(), (micro_tree / "data/.gitignore").read_text()
     text = lexiseg("data", "add", "own", "../raw", "--adapter", "folder").in_three_parts("DataError")
-    assert f"data/world is {how}" in text
+    assert f"data/world is {'modified' if how == 'modified' else 'deleted'}" in text
     assert "`dvc pull data/world`" in text
     assert not (micro_tree / "data/own").exists()
     assert ((micro_tree / "data.dvc").read_text(), (micro_tree / "data/.gitignore").read_text()) == before

@@ -232,7 +232,9 @@ def changed_data(root: Path) -> dict[str, str]:
     if not (root / "data.dvc").is_file():
         return {}
     status = json.loads(run_dvc(root, ["status", "data.dvc", "--json"], capture=True))
-    return {path: how for entry in status.get("data.dvc", []) for path, how in entry["changed outs"].items()}
+    changed = {path: how for entry in status.get("data.dvc", []) for path, how in entry["changed outs"].items()}
+    # What is in no cache either DVC calls "not in cache", whether or not it is in its place.
+    return {path: how if (root / path).exists() else "deleted" for path, how in changed.items()}
 
 
 def _sorted(nodes: Mapping[str, Node]) -> dict[str, Node]:
