@@ -333,12 +333,12 @@ def test_no_data_is_added_while_other_data_is_not_as_recorded(lexiseg, micro_tre
     """dvc would record all of data.dvc, or fail halfway where something of it is missing, as in a fresh clone."""
     monkeypatch.chdir(micro_tree)
     write_folder(micro_tree.parent / "raw")
-    if how != "modified":
+    if how == "modified":
+        write_text(micro_tree / "data/world/more.txt", "x")
+    else:
         shutil.rmtree(micro_tree / "data/world")
     if how == "never fetched":
         shutil.rmtree(micro_tree / ".dvc/cache")
-    else:
-        write_text(micro_tree / "data/world/more.txt", "x")
     before = (micro_tree / "data.dvc").read_text(), (micro_tree / "data/.gitignore").read_text()
     text = lexiseg("data", "add", "own", "../raw", "--adapter", "folder").in_three_parts("DataError")
     assert f"data/world is {'modified' if how == 'modified' else 'deleted'}" in text
