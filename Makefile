@@ -11,8 +11,6 @@ CANDIDATES := python3.11 python3 python3.12 python3.13
 PORT ?= 5000
 # More arguments for pytest: make test ARGS="tests/data -x"
 ARGS ?=
-# Of the working tree, unless moved: MLflow's store, caches, work folders.
-LEXISEG_HOME ?= $(CURDIR)/.lexiseg
 
 # dvc starts the stages by their command name, `lexiseg`.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -65,8 +63,9 @@ format: $(INSTALLED) ## put the code into the agreed format
 
 ui: $(INSTALLED) ## MLflow's pages on this machine: make ui PORT=5000
 	$(call say,http://127.0.0.1:$(PORT)  (Ctrl+C ends it))
-	@mkdir -p $(LEXISEG_HOME)
-	@mlflow server --backend-store-uri sqlite:///$(LEXISEG_HOME)/mlflow.db --host 127.0.0.1 --port $(PORT) --workers 1
+	@home="$$(python -c 'from lexiseg.workspace import private_folder, require_root as root; print(private_folder(root()))')"; \
+	mkdir -p "$$home"; \
+	mlflow server --backend-store-uri "sqlite:///$$home/mlflow.db" --host 127.0.0.1 --port $(PORT) --workers 1
 
 clean: ## remove unfinished and finished work and caches; data, outputs, runs and .venv stay
 	@if [ -x $(BIN)/lexiseg ]; then lexiseg clean; fi

@@ -21,8 +21,8 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, value in DEFAULTS.items():
         monkeypatch.setenv(name, value)
     shutil.copytree(SOURCE / "profiles", tmp_path / "profiles")
-    for name in ("dvc.yaml", "params.yaml"):
-        shutil.copy(SOURCE / name, tmp_path)
+    shutil.copy(SOURCE / "dvc.yaml", tmp_path)
+    shutil.copy(SOURCE / "profiles/embedded.yaml", tmp_path / "params.yaml")
     Repo.init(str(tmp_path), no_scm=True).close()
     write_text(tmp_path / "data/world/world.yaml", "")
     monkeypatch.setattr(lexiseg, "__file__", str(tmp_path / "src/lexiseg/__init__.py"))

@@ -21,12 +21,14 @@ def test_a_changed_tree_is_told(tmp_path):
         return subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True)
 
     git("init")
-    (tmp_path / "file").write_text("1")
-    git("add", "file")
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/file").write_text("1")
+    git("add", "src")
     git("commit", "-m", "first")
     commit = git("rev-parse", "HEAD").stdout.strip()
     assert made_with(tmp_path)["commit"] == commit
-    (tmp_path / "other").write_text("not of the repository")
+    (tmp_path / "dvc.lock").write_text("what every run writes")
+    git("add", "dvc.lock")
     assert made_with(tmp_path)["commit"] == commit
-    (tmp_path / "file").write_text("2")
+    (tmp_path / "src/file").write_text("2")
     assert made_with(tmp_path)["commit"] == f"{commit}+"

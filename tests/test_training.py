@@ -76,6 +76,11 @@ def test_every_epoch_visits_everything_once_in_an_order_of_its_own():
     assert list(shuffled_indices(10, 4, 2, seed=1)) != list(indices[8:12])
 
 
+def test_no_data_to_train_on():
+    with pytest.raises(DataError, match="no sample to train on"):
+        shuffled_indices(0, 4, 0, seed=0)
+
+
 def test_a_batch_larger_than_the_data_is_full():
     assert sorted(shuffled_indices(3, 6, 0, seed=0)) == [0, 0, 1, 1, 2, 2]
 

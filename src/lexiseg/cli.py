@@ -143,8 +143,9 @@ def ablate(
     from lexiseg.provenance import made_with
     from lexiseg.storage import write_json
 
+    made = made_with(root)  # as it is now: a commit may be made while the trials run
     result = run_ablation(root, method, seeds=range(seeds), variants=variant or (), splits=split or ())
-    write_json(target, result | {"made_with": made_with(root)})
+    write_json(target, result | {"made_with": made})
     print("\n".join([*table_lines(result), "", *retrieval_lines(result)]))
     print(f"written to {target}")
 
@@ -201,7 +202,8 @@ def data_add(
         raise DataError(
             found=f"{'; '.join(wrong)}, compared with what data.dvc records",
             allowed="the other data sets as they are recorded, since all are recorded together",
-            fix=f"`dvc pull {' '.join(others)}` brings them back; `dvc commit data.dvc` records a change that is meant",
+            fix=f"`dvc pull {' '.join(others)}` where a remote has them, `lexiseg data add` with your own copy, or "
+            "remove their entries from data.dvc; `dvc commit data.dvc` records a change that is meant",
         )
     limit = parse_settings(read_values(root)).data.max_pixels
     added = add_data(name, path, adapter=adapter, root=root, max_pixels=limit)

@@ -18,7 +18,7 @@ def made_with(root: Path) -> dict[str, Any]:
     """Command, UTC date, commit, versions and hardware of this process.
 
     Args:
-        root: the working tree; a commit ending in "+" had uncommitted changes.
+        root: the working tree; a commit ending in "+" had uncommitted changes of code, graph or settings.
     """
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -54,4 +54,5 @@ def _commit(root: Path) -> str | None:
         return done.stdout.strip() if done.returncode == 0 else None
 
     commit = git("rev-parse", "HEAD")
-    return f"{commit}+" if commit and git("status", "--porcelain", "--untracked-files=no") else commit
+    changed = git("status", "--porcelain", "--", "src", "dvc.yaml", "params.yaml", "pyproject.toml", "constraints.txt")
+    return f"{commit}+" if commit and changed else commit

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,11 +17,11 @@ from typing import Any
 from lexiseg.errors import ModelError, StorageError
 
 _FULL = (
-    "enough free space; what was there before is untouched",
+    "enough free space; nothing is half-written",
     "make room (`lexiseg clean` and `dvc gc -w` help), then run it again",
 )
 _CLOSED = (
-    "files and folders that this user may read and write",
+    "a place that this user may read and may write to",
     "change its permissions or choose another place, then run it again",
 )
 _REFUSED = {
@@ -161,7 +162,9 @@ def load_tensors(path: Path | str, *, sha256: str | None = None) -> dict:
     except OSError:
         raise
     except Exception as error:  # a damaged pickle ends in nearly any kind of error
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        # torch's own text recommends to read such a file with its code.
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it asks for {named[1]}" if named else type(error).__name__
         raise ModelError(
             found=f"{path} is damaged or holds more than tensors and plain data ({reason})",
             allowed="a checkpoint that torch.load(weights_only=True) reads; code in a weight file is never executed",

@@ -38,7 +38,16 @@ def shuffled_indices(size: int, batch_size: int, step: int, *, seed: int) -> np.
 
     Returns:
         int64 array (batch_size,). A batch may cross the border of two epochs, so none is short.
+
+    Raises:
+        DataError: there are no samples.
     """
+    if size == 0:
+        raise DataError(
+            found="no sample to train on",
+            allowed="a training split with at least one",
+            fix="add pictures to the split `train`, or check how the data set is divided",
+        )
     first = step * batch_size
     position = np.arange(first, first + batch_size)
     order = {

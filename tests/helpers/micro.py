@@ -78,8 +78,8 @@ def write_world(folder: Path) -> Path:
 
 
 def settings(**data: Any) -> SimpleNamespace:
-    """Root settings with the block `data` alone: that of params.yaml with changes; one process unless said."""
-    embedded = read_yaml(Path(__file__).parents[2] / "params.yaml")["data"]
+    """Root settings with the block `data` alone: the embedded one with changes; one process unless said."""
+    embedded = read_yaml(Path(__file__).parents[2] / "profiles/embedded.yaml")["data"]
     return SimpleNamespace(data=parse({**embedded, "workers": 1, **data}, DataSettings))
 
 

@@ -83,6 +83,7 @@ def make_tree(root: Path) -> Path:
         if (SOURCE / name).is_file():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(SOURCE / name, root / name)
+    shutil.copy2(SOURCE / "profiles/embedded.yaml", root / "params.yaml")  # another profile may be in use here
     run(root, "git", "init", "--quiet")
     run(root, "dvc", "pull", "--quiet", "--remote", "embedded", "data/world")
     take_as_installed(root)

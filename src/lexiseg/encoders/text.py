@@ -276,7 +276,9 @@ def _read_table(settings: TextSettings) -> tuple[list[str], Tensor]:
     try:
         names = names_path.read_text(encoding="utf-8").splitlines()
         vectors = np.load(path, allow_pickle=False).astype(np.float32)
-    except (ValueError, EOFError) as error:  # damaged, not UTF-8, or a pickle, which is never opened
+    except OSError:
+        raise
+    except Exception as error:  # damaged, an archive, not UTF-8, or a pickle, which is never opened
         raise ModelError(
             found=f"the text table {path} cannot be read ({' '.join(str(error).split())[:300]})",
             allowed="a .npy matrix of numbers and a UTF-8 .names.txt",
@@ -287,6 +289,12 @@ def _read_table(settings: TextSettings) -> tuple[list[str], Tensor]:
             found=f"{path} has shape {vectors.shape} and {names_path.name} {len(names)} lines",
             allowed="a matrix with one row per name",
             fix="use the pair that belongs together",
+        )
+    if not np.isfinite(vectors).all():
+        raise ModelError(
+            found=f"{path} holds values that are not finite",
+            allowed="a matrix of finite numbers",
+            fix="compute or fetch the table again",
         )
     return names, torch.from_numpy(vectors)
 

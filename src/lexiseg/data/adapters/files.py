@@ -196,8 +196,8 @@ def _decoded(decode: Callable, *, file: str, size: Callable[[], str]):
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise DataError(
             found=f"{file} has {size()} pixels",
-            allowed=f"at most {Image.MAX_IMAGE_PIXELS} (`data.max_pixels`); a larger one may be a decompression bomb",
-            fix="scale the picture down, or raise `data.max_pixels` where you trust the file",
+            allowed=f"at most {Image.MAX_IMAGE_PIXELS}; a larger one may be a decompression bomb",
+            fix="scale the picture down; in a data set that you trust, `data.max_pixels` of params.yaml may be raised",
         ) from error
     except UnidentifiedImageError as error:
         raise DataError(
