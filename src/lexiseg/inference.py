@@ -67,10 +67,11 @@ class Model:
             same.setdefault(vector.numpy().tobytes(), []).append(name)
         alike = [group for group in same.values() if len(group) > 1]
         if alike:
+            unknown = list(dict.fromkeys(word for words in self.unknown_words(names).values() for word in words))
             raise LabelError(
-                found="; ".join(f"the labels {', '.join(group)} have one and the same text vector" for group in alike),
+                found="; ".join(f"the labels {_some(group)} have one and the same text vector" for group in alike),
                 allowed="labels that differ to the text encoder: of equal ones, only the first would win pixels"
-                + "".join(f"; it has never seen {', '.join(w)}" for w in self.unknown_words(names).values()),
+                + (f"; it has never seen {_some(unknown)}" if unknown else ""),
                 fix="keep one of them",
             )
         return names
@@ -84,6 +85,10 @@ class Model:
         """For each label with any: the words the text encoder has never seen (where it can know)."""
         found = {label: self._scorer.text.unknown_words(label) for label in labels}
         return {label: words for label, words in found.items() if words}
+
+
+def _some(words: Sequence[str], *, most: int = 5) -> str:
+    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
 
 
 def load(folder: str | Path) -> Model:
