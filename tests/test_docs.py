@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 from lexiseg.cli import app
 from lexiseg.pipeline import read_graph
 from lexiseg.settings import read_yaml
+from lexiseg.storage import sha256_of_file
 
 PAGES = [
     "README.md",
@@ -116,6 +117,11 @@ def stage_set(micro_tree: Path) -> Path:
     words += ["car", "person", "bicycle", "grass", "dog"]
     np.save(table, torch.nn.functional.normalize(torch.randn(len(words), 64), dim=1).numpy())
     table.with_suffix(".names.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    hashes = {"backbone": sha256_of_file(downloads / Path(profile["backbone"]["weights"]).name)}
+    hashes["text"] = sha256_of_file(table, table.with_suffix(".names.txt"))
+    change(
+        micro_tree / "profiles/camvid.yaml", {"encode": {part: {"sha256": digest} for part, digest in hashes.items()}}
+    )
     own = beside / "pictures"
     for split in ("train", "val", "test"):
         for folder, source in (("images", split), ("masks", f"{split}annot")):

@@ -28,7 +28,6 @@ MICRO: dict[str, Any] = {
     "lseg": {"train": {"steps": 3, "warmup": 1, "batch": 4}},
 }
 MICRO_CAMVID: dict[str, Any] = {
-    "encode": {"text": {"sha256": None}, "backbone": {"sha256": None}},
     "baseline": {"linear": {"steps": 2, "batch": 2}},
     "lseg": {"model": {"features": 16}, "train": {"steps": 2, "batch": 2, "crop": [64, 64]}},
 }
