@@ -20,6 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 import lexiseg
+from lexiseg.checkpoint import checkpoints_in
 from lexiseg.errors import StageError
 from lexiseg.pipeline import Node, hash_dependencies
 from lexiseg.settings import View, read_yaml
@@ -124,7 +125,8 @@ def execute(job: Job, *, publish: Callable[[Path], None] | None = None) -> Path:
             return outputs
         shutil.rmtree(outputs, ignore_errors=True)
         outputs.mkdir()
-        job.run(View(job.settings, job.node.params), job.inputs, outputs)
+        with checkpoints_in(work / "checkpoints"):
+            job.run(View(job.settings, job.node.params), job.inputs, outputs)
         declared = {Path(os.path.relpath(out, job.node.folder)) for out in job.node.outs}
         lacking = [str(path) for path in declared if not (outputs / path).exists()]
         if lacking:
@@ -142,6 +144,7 @@ def execute(job: Job, *, publish: Callable[[Path], None] | None = None) -> Path:
         kept = not changed
         if kept:
             write_json(work / FINISHED, {"fingerprint": fingerprint, "files": hash_tree(outputs)})
+            shutil.rmtree(work / "checkpoints", ignore_errors=True)
         if job.reread:
             later = job.params(job.reread())
             changed += [f"`{key}` of params.yaml" for key in params if later[key] != params[key]]

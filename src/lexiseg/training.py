@@ -1,7 +1,8 @@
 """One way to train for everything that trains: step-indexed, by Lightning.
 
 Batch k and all randomness of step k are functions of (seed, k) and of nothing else: not of the number of
-loader workers, not of what ran before. That makes every training repeatable bit by bit on one machine.
+loader workers, not of what ran before. That makes every training repeatable bit by bit on one machine, and lets an
+interrupted one go on at any step as if nothing had happened (`lexiseg.checkpoint`).
 """
 
 from __future__ import annotations
@@ -10,18 +11,26 @@ import csv
 import io
 import logging
 import math
+import os
+import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from lexiseg.checkpoint import Checkpoint, checkpoint_file, load_checkpoint, save_checkpoint
 from lexiseg.errors import DataError, LexisegError
+
+CHECKPOINT_SECONDS = 30.0  # between two checkpoints; the environment variable of that name sets another number
 
 # Lightning prints its device summary and a product hint on every fit; its loggers are made when it is imported.
 for _name in ("lightning.pytorch", "lightning.fabric"):
@@ -91,17 +100,17 @@ def check_labelled_batch(samples: Sequence[Mapping[str, Any]], *, crop: str) -> 
 
 
 class StepBatches(Dataset):
-    """Item k is the whole batch of step k, made by `make(k)`."""
+    """Item k is the whole batch of step `first` + k, made by `make`."""
 
-    def __init__(self, make: Callable[[int], Any], *, steps: int) -> None:
-        self.make, self.steps = make, steps
+    def __init__(self, make: Callable[[int], Any], *, first: int, steps: int) -> None:
+        self.make, self.first, self.steps = make, first, steps
 
     def __len__(self) -> int:
-        return self.steps
+        return self.steps - self.first
 
-    def __getitem__(self, step: int) -> Any:
+    def __getitem__(self, index: int) -> Any:
         try:
-            return self.make(step)
+            return self.make(self.first + index)
         except LexisegError as error:
             # As a value: torch makes an error of a loader process anew from its text alone, without its three parts.
             return error
@@ -113,28 +122,28 @@ class StepSeed(L.Callback):
     Raises, before the step, the error that making its batch ended in.
     """
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    def __init__(self, seed: int, *, first: int) -> None:
+        self.seed, self.first = seed, first
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_index: int) -> None:
         if isinstance(batch, LexisegError):
             raise batch
-        torch.manual_seed(step_seed(self.seed, batch_index, stream=1))
+        torch.manual_seed(step_seed(self.seed, self.first + batch_index, stream=1))
 
 
 class Curve(L.Callback):
     """Keeps what the module logs, every `every` steps, and shows it on a progress bar."""
 
-    def __init__(self, *, steps: int, every: int, title: str) -> None:
-        self.every, self.rows = every, []
+    def __init__(self, *, steps: int, every: int, title: str, first: int, rows: Sequence[dict[str, float]]) -> None:
+        self.every, self.first, self.rows = every, first, list(rows)
         interval = 1.0 if sys.stderr.isatty() else 15.0
-        self.bar = tqdm(total=steps, desc=title, unit="step", mininterval=interval, maxinterval=interval)
+        self.bar = tqdm(total=steps, desc=title, unit="step", mininterval=interval, maxinterval=interval, initial=first)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_index: int
     ) -> None:
         self.bar.update()
-        step = batch_index + 1
+        step = self.first + batch_index + 1
         if step % self.every == 0 or step == self.bar.total:
             values = {name: float(value) for name, value in trainer.callback_metrics.items()}
             self.rows.append({"step": step, **values})
@@ -142,6 +151,72 @@ class Curve(L.Callback):
 
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         self.bar.close()
+
+
+class Checkpoints(L.Callback):
+    """Writes a checkpoint now and then, after the last step, and when the training is stopped between two steps.
+
+    SIGTERM stops it there, and so does an error in making a batch. An error inside a step leaves what is neither
+    the state before it nor after: then the last checkpoint is what remains.
+
+    Args:
+        path: the file.
+        first: batches that were done before this process.
+        batches: batches of the whole training.
+        accumulate: batches that make one optimiser step; between them there is no checkpoint.
+        curve: whose rows are kept.
+        found: the checkpoint to go on from.
+    """
+
+    def __init__(
+        self, path: Path, *, first: int, batches: int, accumulate: int, curve: Curve, found: Checkpoint | None
+    ) -> None:
+        self.path, self.batches, self.accumulate, self.curve, self.found = path, batches, accumulate, curve, found
+        self.done, self.saved, self.within = first, first, False
+        self.pause = float(os.environ.get("LEXISEG_CHECKPOINT_SECONDS", CHECKPOINT_SECONDS))
+        self.due = time.monotonic() + self.pause
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self.found is None:
+            return
+        for optimiser, state in zip(trainer.optimizers, self.found.optimisers, strict=True):
+            optimiser.load_state_dict(state)
+        for config, state in zip(trainer.lr_scheduler_configs, self.found.schedulers, strict=True):
+            config.scheduler.load_state_dict(state)
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_index: int) -> None:
+        self.within = True
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_index: int
+    ) -> None:
+        self.done, self.within = self.done + 1, False
+        if self.done == self.batches or time.monotonic() >= self.due:
+            self._save(trainer, module)
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        # Where a checkpoint could not be written, a second try would hide why.
+        if not self.within and not isinstance(exception, OSError):
+            self._save(trainer, module)
+
+    def _save(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self.done == self.saved or self.done % self.accumulate:
+            return
+        start = time.monotonic()
+        save_checkpoint(
+            self.path,
+            Checkpoint(
+                step=self.done,
+                module=module.state_dict(),
+                optimisers=[optimiser.state_dict() for optimiser in trainer.optimizers],
+                schedulers=[config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
+                curve=self.curve.rows,
+                torch=str(torch.__version__),
+            ),
+        )
+        self.saved, now = self.done, time.monotonic()
+        # Large models: writing takes at most a twentieth of the time.
+        self.due = now + max(self.pause, 20 * (now - start))
 
 
 def fit(
@@ -157,7 +232,7 @@ def fit(
     title: str = "train",
     callbacks: Sequence[L.Callback] = (),
 ) -> list[dict[str, float]]:
-    """Train `module` for `steps` steps.
+    """Train `module` for `steps` steps, or for those that are left of them (`lexiseg.checkpoint`).
 
     Args:
         module: the Lightning module; it logs with `self.log` and configures its optimiser per step.
@@ -168,17 +243,35 @@ def fit(
         gradient_clip: largest gradient norm, or None.
         accumulate: batches whose gradients make one optimiser step; `batch` is asked for steps * accumulate.
         precision: a Lightning precision, e.g. "32-true" or "bf16-mixed".
-        title: word on the progress bar.
+        title: words on the progress bar, and the name of the checkpoint: each training of a stage has its own.
 
     Raises:
         LexisegError: what `batch` raises, in a loader process too.
+        SystemExit: with code 143, after the step in which SIGTERM came.
 
     Returns:
         The logged values as rows `{"step", name: value, ...}`, about fifty of them.
     """
-    curve = Curve(steps=steps * accumulate, every=max(1, steps * accumulate // 50), title=title)
+    batches, path = steps * accumulate, checkpoint_file(title)
+    found = load_checkpoint(path) if path else None
+    first = found.step if found else 0
+    if found:
+        print(f"{title}: going on after step {first} of {batches}", file=sys.stderr, flush=True)
+        module.load_state_dict(found.module)
+        if first == batches:
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as below
+            module.eval()
+            return found.curve
+    curve = Curve(
+        steps=batches, every=max(1, batches // 50), title=title, first=first, rows=found.curve if found else ()
+    )
+    callbacks = [StepSeed(seed, first=first), curve, *callbacks]
+    if path:
+        callbacks.append(
+            Checkpoints(path, first=first, batches=batches, accumulate=accumulate, curve=curve, found=found)
+        )
     loader = DataLoader(
-        StepBatches(batch, steps=steps * accumulate), batch_size=None, shuffle=False, num_workers=workers
+        StepBatches(batch, first=first, steps=batches), batch_size=None, shuffle=False, num_workers=workers
     )
     with warnings.catch_warnings():
         # The loader yields whole batches; Lightning's advice on worker counts does not apply.
@@ -187,7 +280,7 @@ def fit(
         # Frozen parts are meant to be in evaluation mode.
         warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
         trainer = L.Trainer(
-            max_steps=steps,
+            max_steps=steps - first // accumulate,
             max_epochs=1,
             accelerator="gpu" if torch.cuda.is_available() else "cpu",
             devices=1,
@@ -200,12 +293,16 @@ def fit(
             enable_model_summary=False,
             deterministic=not torch.cuda.is_available(),
             log_every_n_steps=1,
-            callbacks=[StepSeed(seed), curve, *callbacks],
+            callbacks=callbacks,
         )
         module.train()
         # Convolutions of small maps take half the time in this layout.
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        trainer.fit(module, train_dataloaders=loader)
+        try:
+            trainer.fit(module, train_dataloaders=loader)
+        except SIGTERMException:
+            # Lightning would end the process as if all had gone well.
+            raise SystemExit(128 + signal.SIGTERM) from None
     module.eval()
     module.cpu()
     return curve.rows
