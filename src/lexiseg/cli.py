@@ -196,13 +196,13 @@ def data_add(
 
     root = require_root()
     # DVC records all data sets of data.dvc at once.
-    others = {path: how for path, how in changed_data(root).items() if path != f"data/{name}"}
-    wrong = [f"{path} is {how}" for path, how in others.items() if how in ("deleted", "modified")]
+    wrong = {path: how for path, how in changed_data(root).items() if how in ("deleted", "modified")}
+    wrong.pop(f"data/{name}", None)
     if wrong:
         raise DataError(
-            found=f"{'; '.join(wrong)}, compared with what data.dvc records",
+            found="; ".join(f"{path} is {how}" for path, how in wrong.items()) + ", unlike what data.dvc records",
             allowed="the other data sets as they are recorded, since all are recorded together",
-            fix=f"`dvc pull {' '.join(others)}` where a remote has them, `lexiseg data add` with your own copy, or "
+            fix=f"`dvc pull {' '.join(wrong)}` where a remote has them, `lexiseg data add` with your own copy, or "
             "remove their entries from data.dvc; `dvc commit data.dvc` records a change that is meant",
         )
     limit = parse_settings(read_values(root)).data.max_pixels

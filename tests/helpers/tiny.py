@@ -100,6 +100,17 @@ def prepare_again(folder: Path) -> Path:
     return folder / "prepare"
 
 
+def prepared_with_fault(folder: Path, fault: str) -> Path:
+    """Two training pictures, the second without its mask ("mask") or lower than the first ("size")."""
+    prepared(folder, counts={"train": 2})
+    if fault == "mask":
+        (folder / "raw/masks/train/1.png").unlink()
+    else:
+        for kind, shape in (("images", (12, 16, 3)), ("masks", (12, 16))):
+            save(folder / f"raw/{kind}/train/1.png", np.zeros(shape, np.uint8))
+    return prepare_again(folder)
+
+
 def tiny_clip(*, seed: int = 0, image_size: int = 16, vision_layers: int = 2) -> tuple[TinyClip, WordTokenizer]:
     """A tiny CLIP with random weights, and its tokenizer."""
     tokenizer = WordTokenizer.from_captions(CAPTIONS, context_length=12)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers.tiny import encoded, prepare_again, prepared, settings, timm_backbone, vocabulary_of
+from helpers.tiny import encoded, prepare_again, prepared, prepared_with_fault, settings, timm_backbone, vocabulary_of
 from PIL import Image
 from torch import nn
 
@@ -139,13 +139,7 @@ def test_an_unseen_class_never_wins_however_low_the_others_are(inputs):
     [("mask", "without a label map: 1", "remove the pictures"), ("size", "different sizes", "baseline.linear.crop")],
 )
 def test_pictures_that_cannot_be_trained_on(tmp_path, fault, found, fix):
-    prepared(tmp_path, counts={"train": 2})
-    if fault == "mask":
-        (tmp_path / "raw/masks/train/1.png").unlink()
-    else:
-        for folder, shape in (("images", (12, 16, 3)), ("masks", (12, 16))):
-            Image.fromarray(np.zeros(shape, np.uint8)).save(tmp_path / f"raw/{folder}/train/1.png")
-    inputs = {"prepare": prepare_again(tmp_path), "encode": encoded(tmp_path / "encode")}
+    inputs = {"prepare": prepared_with_fault(tmp_path, fault), "encode": encoded(tmp_path / "encode")}
     with pytest.raises(DataError) as caught:
         predictor(settings(), inputs)
     assert found in caught.value.found

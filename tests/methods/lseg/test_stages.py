@@ -3,7 +3,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from helpers.tiny import encoded, prepare_again, prepared, settings, text_table, vocabulary_of
+from helpers.tiny import encoded, prepare_again, prepared, prepared_with_fault, settings, text_table, vocabulary_of
 from PIL import Image
 
 from lexiseg.data.dataset import PreparedSplit
@@ -162,13 +162,7 @@ def test_a_split_without_labels_learns_nothing_and_does_not_break(tmp_path):
     ],
 )
 def test_pictures_that_cannot_be_trained_on(tmp_path, fault, found, fix):
-    prepared(tmp_path, counts={"train": 2})
-    if fault == "mask":
-        (tmp_path / "raw/masks/train/1.png").unlink()
-    else:
-        for folder, shape in (("images", (12, 16, 3)), ("masks", (12, 16))):
-            Image.fromarray(np.zeros(shape, np.uint8)).save(tmp_path / f"raw/{folder}/train/1.png")
-    inputs = {"prepare": prepare_again(tmp_path), "encode": encoded(tmp_path / "encode")}
+    inputs = {"prepare": prepared_with_fault(tmp_path, fault), "encode": encoded(tmp_path / "encode")}
     with pytest.raises(DataError) as caught:
         trained(inputs, tmp_path / "out")
     assert found in caught.value.found
