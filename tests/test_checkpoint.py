@@ -18,6 +18,7 @@ from lexiseg.training import fit
 
 STATE = Checkpoint(
     step=3,
+    batches=8,
     module={"weight": torch.ones(2)},
     optimisers=[{"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}],
     schedulers=[{"last_epoch": 3}],

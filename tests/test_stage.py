@@ -6,6 +6,8 @@ import shutil
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,20 @@ from helpers.small_graph import Settings, Stages, make_small_graph
 
 import lexiseg
 from lexiseg.errors import SettingsError, StageError
+from lexiseg.history import recall
 from lexiseg.pipeline import read_graph
 from lexiseg.settings import parse, read_yaml
-from lexiseg.stage import Job, check_package, clean, execute, fingerprint_of, job_of, run_in_working_tree, value_at
+from lexiseg.stage import (
+    Job,
+    check_package,
+    clean,
+    execute,
+    fingerprint_of,
+    import_code,
+    job_of,
+    run_in_working_tree,
+    value_at,
+)
 from lexiseg.storage import hash_tree, read_json, refused_write, write_text
 
 
@@ -50,11 +63,15 @@ class Tree:
 
 
 @pytest.fixture
-def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tree]:
     monkeypatch.delenv("LEXISEG_HOME", raising=False)
     tree = Tree(tmp_path / "tree")
-    monkeypatch.setattr(lexiseg, "__file__", str(tree.root / "src/lexiseg/__init__.py"))
-    return tree
+    package = tree.root / "src/lexiseg"
+    monkeypatch.setattr(lexiseg, "__file__", str(package / "__init__.py"))
+    monkeypatch.setattr(lexiseg, "__path__", [*lexiseg.__path__, str(package)])
+    monkeypatch.delitem(sys.modules, "lexiseg.code", raising=False)  # of the tree of another test
+    yield tree
+    sys.modules.pop("lexiseg.code", None)
 
 
 def test_outs_are_published_where_dvc_expects_them(tree):
@@ -168,7 +185,7 @@ def test_a_declared_out_that_is_not_written(tree, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("changed", "kept"), [("data/raw", False), ("src/lexiseg/code.py", False), ("`word` of params.yaml", True)]
+    ("changed", "kept"), [("data/raw", False), ("src/lexiseg/code.py", True), ("`word` of params.yaml", True)]
 )
 def test_a_result_is_not_published_when_something_changed_while_it_was_made(tree, changed, kept):
     files = {"data/raw": "data/raw/raw.txt", "src/lexiseg/code.py": "src/lexiseg/code.py"}
@@ -331,7 +348,7 @@ def test_clean_where_nothing_ran(tmp_path):
 
 
 def test_the_record_of_a_finished_result_names_its_files(tree):
-    tree.run("second") if (tree.root / "outputs/first").exists() else tree.run("first", "second")
+    tree.run("first", "second")
     work = next(path for path in tree.work.iterdir() if path.is_dir() and path.name.startswith("second"))
     record = read_json(work / "finished.json")
     assert work.name == f"second-{record['fingerprint'][:20]}"
@@ -348,3 +365,37 @@ def test_a_value_by_its_dotted_key():
 def test_the_module_needs_no_torch():
     code = "import sys, lexiseg.stage, lexiseg.stages.registry; sys.exit('torch' in sys.modules)"
     assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", code]) == 0
+
+
+def test_code_that_changed_before_it_was_imported_is_refused_before_the_stage_runs(tree):
+    job = tree.job("first")
+    first, second = job.identify(), {**job.identify(), "src/lexiseg/code.py": "another"}
+    answers = iter([first, second])
+    with pytest.raises(StageError, match=r"src/lexiseg/code\.py changed while first ran"):
+        execute(replace(job, identify=lambda: next(answers)))
+    assert tree.stages.ran == []
+
+
+def test_code_with_data_beside_it_and_code_of_other_processes_is_not_taken_as_read(tree):
+    node = tree.job("first").node
+    assert import_code(tree.root, node) == {"src/lexiseg/code.py"}
+    assert import_code(tree.root, replace(node, params=("data.workers",))) == frozenset()
+    folder = replace(node, deps=("src/lexiseg/cards",))
+    write_text(tree.root / "src/lexiseg/cards/__init__.py", "")
+    assert import_code(tree.root, folder) == {"src/lexiseg/cards"}
+    write_text(tree.root / "src/lexiseg/cards/one.yaml", "")
+    assert import_code(tree.root, folder) == frozenset()
+
+
+def test_what_a_run_took_is_remembered_once(tree):
+    tree.run("first", "second")
+    assert recall(tree.root / ".lexiseg") == []  # no process of its own, so no time to compare with
+    tree.change("times: 2", "times: 3")
+    for _ in range(2):  # the second time it is only linked
+        job = replace(tree.job("second"), started=time.time() - 5)
+        run_in_working_tree(tree.root, job)
+    (took,) = recall(tree.root / ".lexiseg")
+    assert (took.stage, took.params, took.whole) == ("second", {"second.times": 3}, True)
+    assert 5 <= took.seconds < 60
+    assert took.disk == len("ababab6")
+    assert took.memory > 10e6

@@ -30,6 +30,7 @@ class Checkpoint:
 
     Attributes:
         step: number of batches that are done.
+        batches: number of batches of the whole training.
         module: the module's state_dict.
         optimisers: the state_dict of each optimiser.
         schedulers: the state_dict of each scheduler.
@@ -38,6 +39,7 @@ class Checkpoint:
     """
 
     step: int
+    batches: int
     module: dict[str, Any]
     optimisers: list[dict[str, Any]]
     schedulers: list[dict[str, Any]]

@@ -46,6 +46,8 @@ def stage(name: str) -> None:
     values = read_values(root)
     settings = parse_settings(values)
     _prepare_process(root, threads=settings.threads)
+    import psutil
+
     from lexiseg.pipeline import node_of, read_graph, remove_orphans
     from lexiseg.stage import job_of, run_in_working_tree
     from lexiseg.stages.registry import stage_function
@@ -54,7 +56,8 @@ def stage(name: str) -> None:
     node = node_of(graph, name)
     for orphan in remove_orphans(root, graph, node):
         print(f"{name}: removed {orphan}, which no stage makes any more", file=sys.stderr)
-    job = job_of(root, node, stage_function(name), settings=settings, values=values)
+    started = psutil.Process().create_time()
+    job = job_of(root, node, stage_function(name), settings=settings, values=values, started=started)
     run_in_working_tree(root, job)
 
 

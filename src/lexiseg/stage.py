@@ -8,12 +8,16 @@ result finished only links it: DVC deletes outputs before it runs a stage, and m
 
 from __future__ import annotations
 
+import importlib
+import multiprocessing
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,7 @@ from filelock import FileLock, Timeout
 import lexiseg
 from lexiseg.checkpoint import checkpoints_in
 from lexiseg.errors import StageError
+from lexiseg.history import Took, peak_memory, remember
 from lexiseg.pipeline import Node, hash_dependencies
 from lexiseg.settings import View, read_yaml
 from lexiseg.storage import atomic_path, hash_tree, read_json, sha256_of_json, write_json
@@ -44,6 +49,9 @@ class Job:
         identify: gives the identity of every dependency, code included; called at start and before publishing.
         private: the folder `.lexiseg`.
         reread: gives the plain values as they are before publishing; None where they cannot have changed.
+        freeze: reads code of the stage once and for all, and gives the dependencies that it read: what becomes of
+            their files while the stage runs does not change what it does. None: nothing can be said of any.
+        started: when the stage's process began, in seconds since the epoch; None: what the run took is not kept.
     """
 
     node: Node
@@ -54,6 +62,8 @@ class Job:
     identify: Callable[[], Mapping[str, str]]
     private: Path
     reread: Callable[[], Mapping[str, Any]] | None = None
+    freeze: Callable[[], frozenset[str]] | None = None
+    started: float | None = None
 
     def params(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """What the stage declares of plain values."""
@@ -65,7 +75,15 @@ def fingerprint_of(name: str, *, params: Mapping[str, Any], deps: Mapping[str, s
     return sha256_of_json({"stage": name, "params": dict(params), "deps": dict(deps)})
 
 
-def job_of(root: Path, node: Node, run: RunFunction, *, settings: Any, values: Mapping[str, Any]) -> Job:
+def job_of(
+    root: Path,
+    node: Node,
+    run: RunFunction,
+    *,
+    settings: Any,
+    values: Mapping[str, Any],
+    started: float | None = None,
+) -> Job:
     """The job of a stage in the working tree, as dvc runs it."""
     return Job(
         node=node,
@@ -76,6 +94,8 @@ def job_of(root: Path, node: Node, run: RunFunction, *, settings: Any, values: M
         identify=lambda: hash_dependencies(root, node.deps),
         private=private_folder(root),
         reread=lambda: read_yaml(root / "params.yaml"),
+        freeze=lambda: import_code(root, node),
+        started=started,
     )
 
 
@@ -113,7 +133,7 @@ def execute(job: Job, *, publish: Callable[[Path], None] | None = None) -> Path:
     """
     params, deps = job.params(job.values), dict(job.identify())
     fingerprint = fingerprint_of(job.node.name, params=params, deps=deps)
-    work = job.private / "work" / f"{job.node.name.replace('@', '-')}-{fingerprint[:20]}"
+    work = work_folder(job.private, job.node.name, fingerprint)
     work.mkdir(parents=True, exist_ok=True)
     outputs = work / "outputs"
     with _waiting_lock(work.parent / f"{work.name}.lock", job.node.name):
@@ -125,6 +145,10 @@ def execute(job: Job, *, publish: Callable[[Path], None] | None = None) -> Path:
             return outputs
         shutil.rmtree(outputs, ignore_errors=True)
         outputs.mkdir()
+        frozen = job.freeze() if job.freeze else frozenset()
+        if frozen:  # files may have changed between their hash and their import
+            _refuse_changes(job, _changed(job, deps, among=frozen), kept=False)
+        whole = not any((work / "checkpoints").glob("*.ckpt"))
         with checkpoints_in(work / "checkpoints"):
             job.run(View(job.settings, job.node.params), job.inputs, outputs)
         declared = {Path(os.path.relpath(out, job.node.folder)) for out in job.node.outs}
@@ -137,27 +161,39 @@ def execute(job: Job, *, publish: Callable[[Path], None] | None = None) -> Path:
             )
         # DVC hashes dependencies and parameters after the command: without this check it would record the
         # new hash of a file edited meanwhile for a result that the old one gave.
-        now = job.identify()
-        changed = [dep for dep in deps if now[dep] != deps[dep]]
-        # Data and code may have been read before and after the change (stages import inside functions and in
-        # worker processes): such a result has no fingerprint. Parameters were read once, at the start.
-        kept = not changed
+        changed = _changed(job, deps, among=deps)
+        # What was read both before and after the change gave a result without a fingerprint. Parameters were read
+        # once, at the start, and so was frozen code.
+        kept = frozen.issuperset(changed)
         if kept:
             write_json(work / FINISHED, {"fingerprint": fingerprint, "files": hash_tree(outputs)})
             shutil.rmtree(work / "checkpoints", ignore_errors=True)
+            if job.started is not None:
+                remember(job.private, _took(job, params=params, outputs=outputs, whole=whole))
         if job.reread:
             later = job.params(job.reread())
             changed += [f"`{key}` of params.yaml" for key in params if later[key] != params[key]]
-        if changed:
-            raise StageError(
-                found=f"{', '.join(changed)} changed while {job.node.name} ran",
-                allowed="data, code and parameters that stay as they are until the stage ends",
-                fix="run `dvc repro` again"
-                + (" (the result is kept: after undoing the change, it is only linked)" if kept else ""),
-            )
+        _refuse_changes(job, changed, kept=kept)
         if publish:
             publish(outputs)
     return outputs
+
+
+def import_code(root: Path, node: Node) -> frozenset[str]:
+    """Import all modules of a stage's code, so that an edit of their files cannot reach this process any more.
+
+    Returns:
+        The dependencies of which that is true. It is not of folders that hold other files than modules, which are
+        read when they are needed; and of none where the stage starts processes that import anew.
+    """
+    for dep in node.code:
+        files = sorted((root / dep).rglob("*.py")) if (root / dep).is_dir() else [root / dep]
+        for file in files:
+            parts = file.relative_to(root / "src").with_suffix("").parts
+            importlib.import_module(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+    if "data.workers" in node.params or multiprocessing.get_start_method() != "fork":
+        return frozenset()
+    return frozenset(dep for dep in node.code if not _other_files(root / dep))
 
 
 def check_package(root: Path) -> None:
@@ -192,6 +228,44 @@ def clean(private: Path) -> tuple[int, int]:
         except Timeout:
             _say(f"kept {folder.name}: a stage is running there")
     return removed, freed
+
+
+def _other_files(path: Path) -> list[Path]:
+    # Pages beside the code are no dependency (.dvcignore).
+    return [file for file in path.rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc", ".md")]
+
+
+def _changed(job: Job, deps: Mapping[str, str], *, among: Container[str]) -> list[str]:
+    now = job.identify()
+    return [dep for dep in deps if dep in among and now[dep] != deps[dep]]
+
+
+def _refuse_changes(job: Job, changed: Sequence[str], *, kept: bool) -> None:
+    if changed:
+        raise StageError(
+            found=f"{', '.join(changed)} changed while {job.node.name} ran",
+            allowed="data, code and parameters that stay as they are until the stage ends",
+            fix="run `dvc repro` again"
+            + (" (the result is kept: after undoing the change, it is only linked)" if kept else ""),
+        )
+
+
+def _took(job: Job, *, params: dict[str, Any], outputs: Path, whole: bool) -> Took:
+    assert job.started is not None
+    return Took(
+        stage=job.node.name,
+        params=params,
+        seconds=round(time.time() - job.started, 2),
+        memory=peak_memory(),
+        disk=sum(path.stat().st_size for path in outputs.rglob("*") if path.is_file()),
+        whole=whole,
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def work_folder(private: Path, name: str, fingerprint: str) -> Path:
+    """Where a stage works under a fingerprint."""
+    return private / "work" / f"{name.replace('@', '-')}-{fingerprint[:20]}"
 
 
 def _is_finished(work: Path) -> bool:

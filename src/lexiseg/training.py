@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from lexiseg.checkpoint import Checkpoint, checkpoint_file, load_checkpoint, save_checkpoint
-from lexiseg.errors import DataError, LexisegError
+from lexiseg.errors import DataError, LexisegError, SettingsError
 
 CHECKPOINT_SECONDS = 30.0  # between two checkpoints; the environment variable of that name sets another number
 
@@ -173,7 +173,7 @@ class Checkpoints(L.Callback):
     ) -> None:
         self.path, self.batches, self.accumulate, self.curve, self.found = path, batches, accumulate, curve, found
         self.done, self.saved, self.within = first, first, False
-        self.pause = float(os.environ.get("LEXISEG_CHECKPOINT_SECONDS", CHECKPOINT_SECONDS))
+        self.pause = _pause()
         self.due = time.monotonic() + self.pause
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -207,6 +207,7 @@ class Checkpoints(L.Callback):
             self.path,
             Checkpoint(
                 step=self.done,
+                batches=self.batches,
                 module=module.state_dict(),
                 optimisers=[optimiser.state_dict() for optimiser in trainer.optimizers],
                 schedulers=[config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
@@ -217,6 +218,21 @@ class Checkpoints(L.Callback):
         self.saved, now = self.done, time.monotonic()
         # Large models: writing takes at most a twentieth of the time.
         self.due = now + max(self.pause, 20 * (now - start))
+
+
+def _pause() -> float:
+    value = os.environ.get("LEXISEG_CHECKPOINT_SECONDS", str(CHECKPOINT_SECONDS))
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = math.nan
+    if not seconds >= 0:  # NaN is neither
+        raise SettingsError(
+            found=f"LEXISEG_CHECKPOINT_SECONDS={value}",
+            allowed="a number of seconds, 0 or more; 0 writes a checkpoint after every step",
+            fix="correct or unset the environment variable",
+        )
+    return seconds
 
 
 def fit(

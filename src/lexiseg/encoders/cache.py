@@ -16,7 +16,7 @@ from torch import Tensor
 from lexiseg.workspace import find_root, private_folder
 
 _FAILURES = (sqlite3.Error, diskcache.Timeout, OSError)
-SIZE_LIMIT = 2**30  # bytes; the least recently used embeddings go first
+SIZE_LIMIT = 2**30  # bytes; the embeddings stored longest ago go first
 
 
 class _NoPickles(diskcache.Disk):
