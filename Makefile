@@ -7,8 +7,12 @@ INSTALLED := .venv/installed
 # Python to build .venv with; without it, the first of these that is new enough: make repro PYTHON=/opt/python3.12/bin/python3
 PYTHON ?=
 CANDIDATES := python3.11 python3 python3.12 python3.13
-# Where `make ui` listens.
+# Where `make ui` listens, and the two servers of `make server`.
 PORT ?= 5000
+MLFLOW_PORT ?= 5000
+PREFECT_PORT ?= 4200
+# Whose flow runs `make worker` takes: make worker POOL=lexiseg-gpu
+POOL ?= lexiseg-cpu
 # More arguments for pytest: make test ARGS="tests/data -x"
 ARGS ?=
 
@@ -19,6 +23,7 @@ export DO_NOT_TRACK := true
 export DVC_NO_ANALYTICS := 1
 export ITERATIVE_DO_NOT_TRACK := 1
 export MLFLOW_DISABLE_TELEMETRY := true
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # The world's recipe comes out of the repository itself.
@@ -27,7 +32,7 @@ WORLD = if [ -e data/world ]; then echo "data/world is there"; else dvc pull --r
 comma := ,
 say = @printf '\n==> %s\n' "$(1)"
 
-.PHONY: help install a-clone repro test test-all lint format ui clean
+.PHONY: help install a-clone repro test test-all lint format ui server worker clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +42,7 @@ repro: a-clone $(INSTALLED) ## run the whole graph: data, encoders, training, ev
 	@$(WORLD)
 	$(call say,2/4 the settings$(comma) and the graph (a stage whose data$(comma) code and parameters are unchanged is skipped))
 	@lexiseg profile show
+	@lexiseg mend
 	@dvc repro
 	$(call say,3/4 publishing to MLflow what it lacks)
 	@lexiseg sync
@@ -67,10 +73,17 @@ ui: $(INSTALLED) ## MLflow's pages on this machine: make ui PORT=5000
 	mkdir -p "$$home"; \
 	mlflow server --backend-store-uri "sqlite:///$$home/mlflow.db" --host 127.0.0.1 --port $(PORT) --workers 1
 
+server: $(INSTALLED) ## Prefect and MLflow on this machine: make server PREFECT_PORT=4200 MLFLOW_PORT=5000
+	@exec python flows/server.py --prefect-port $(PREFECT_PORT) --mlflow-port $(MLFLOW_PORT)
+
+worker: export PREFECT_API_URL ?= http://127.0.0.1:$(PREFECT_PORT)/api
+worker: $(INSTALLED) ## run the flow runs of a Prefect server one by one: make worker POOL=lexiseg-cpu
+	@exec prefect worker start --pool $(POOL) --limit 1
+
 clean: ## remove unfinished and finished work and caches; data, outputs, runs and .venv stay
 	@if [ -x $(BIN)/lexiseg ]; then lexiseg clean; fi
 	@rm -rf .pytest_cache .ruff_cache .import_linter_cache .grimp_cache
-	@find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	@find src flows tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 a-clone:
 	@git rev-parse --is-inside-work-tree > /dev/null 2>&1 || { printf '%s\n' \

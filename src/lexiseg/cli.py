@@ -62,6 +62,45 @@ def stage(name: str) -> None:
 
 
 @app.command()
+def plan(
+    targets: Annotated[list[str] | None, typer.Argument(help="Stages, with all they need; none: the graph.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Show what `dvc repro` would run and why, and the time, memory and disk to expect from earlier runs.
+
+    Example: lexiseg plan lseg-evaluate
+    """
+    from dataclasses import asdict
+
+    import psutil
+
+    from lexiseg.plan import plan as make_plan
+    from lexiseg.plan import plan_lines
+    from lexiseg.stages.settings import parse_settings, read_values
+
+    root = require_root()
+    parse_settings(read_values(root))
+    steps = make_plan(root, targets or ())
+    if as_json:
+        print(json.dumps([asdict(step) for step in steps], indent=2))
+        return
+    free = {"free_memory": psutil.virtual_memory().available, "free_disk": shutil.disk_usage(root).free}
+    print("\n".join(plan_lines(steps, **free)))
+
+
+@app.command()
+def mend() -> None:
+    """Put right what a killed dvc may leave behind: a half-written dvc.lock, a half-written table of its locks.
+
+    Example: lexiseg mend
+    """
+    from lexiseg.pipeline import mend as mend_files
+
+    done = mend_files(require_root())
+    print("\n".join(done) if done else "nothing to mend")
+
+
+@app.command()
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Picture files.")],
     labels: Annotated[str, typer.Option(help="Words to look for, separated by commas.")],
@@ -172,14 +211,19 @@ def doctor() -> None:
 
 @app.command()
 def clean() -> None:
-    """Remove the work folders of stages, finished and unfinished; outputs/ and DVC's cache stay.
+    """Remove the work folders of stages and the copies of flow runs that are not in use; outputs/ and DVC's cache stay.
 
     Example: lexiseg clean
     """
+    from lexiseg.copies import remove_copies
     from lexiseg.stage import clean as clean_work
 
-    removed, freed = clean_work(private_folder(require_root()))
+    root = main_checkout(require_root())
+    removed, freed = clean_work(private_folder(root))
     print(f"removed {removed} work folders, {freed / 1e6:.0f} MB")
+    copies = remove_copies(root)
+    if copies:
+        print(f"removed {copies} copies of the working tree")
 
 
 @data_app.command("add")
@@ -192,6 +236,7 @@ def data_add(
 
     Example: lexiseg data add camvid ../CamVid --adapter camvid
     """
+    from lexiseg.announce import announce_data
     from lexiseg.data.add import add_data
     from lexiseg.errors import DataError
     from lexiseg.pipeline import changed_data, run_dvc
@@ -212,6 +257,8 @@ def data_add(
     added = add_data(name, path, adapter=adapter, root=root, max_pixels=limit)
     for command in added.commands:
         run_dvc(root, command)
+    if added.changed and announce_data(name):
+        print("Prefect was told: a deployment that waits for other data starts")
     counts = ", ".join(f"{split} {count}" for split, count in added.splits.items())
     print(f"data/{name}: {added.classes} classes; {counts}" + ("" if added.changed else " (was there before)"))
     print(f"to use it: set data.name: {name} and data.adapter: {adapter}, or `lexiseg profile use` a profile that does")

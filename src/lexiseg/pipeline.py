@@ -15,6 +15,7 @@ from typing import Any
 from filelock import FileLock
 
 from lexiseg.errors import StageError
+from lexiseg.storage import atomic_path
 from lexiseg.workspace import private_folder
 
 OUTPUTS = "outputs"
@@ -117,6 +118,29 @@ def node_of(nodes: Mapping[str, Node], name: str) -> Node:
     return nodes[name]
 
 
+def upstream_of(nodes: Mapping[str, Node], name: str, *, direct: bool = False) -> list[str]:
+    """The stages that a stage needs, in the order of the graph.
+
+    Args:
+        nodes: the graph.
+        name: the stage.
+        direct: only those whose outputs it reads itself.
+    """
+
+    def before(node: Node) -> set[str]:
+        return {
+            other.name
+            for other in nodes.values()
+            if other.name != node.name and any(within(dep, out) for dep in node.deps for out in other.outs)
+        }
+
+    found, waiting = set(), before(node_of(nodes, name))
+    while waiting:
+        found |= waiting
+        waiting = set() if direct else set.union(*(before(nodes[one]) for one in waiting)) - found
+    return [other for other in nodes if other in found]
+
+
 def remove_orphans(root: Path, nodes: Mapping[str, Node], node: Node) -> list[str]:
     """Remove what no stage makes any more from the folders of several stages that `node` reads whole.
 
@@ -138,7 +162,7 @@ def _remove_unrelated(root: Path, folder: str, outs: Sequence[str]) -> list[str]
     removed = []
     for path in sorted((root / folder).glob("*")):
         name = f"{folder}/{path.name}"
-        if any(_within(name, out) for out in outs):
+        if any(within(name, out) for out in outs):
             if not any(name == out for out in outs) and path.is_dir():
                 removed += _remove_unrelated(root, name, outs)
             continue
@@ -189,6 +213,87 @@ def read_lock(root: Path) -> dict[str, Any]:
 
     path = root / "dvc.lock"
     return (read_yaml(path) or {}).get("stages", {}) if path.is_file() else {}
+
+
+def cached_outs(
+    root: Path, name: str, deps: Mapping[str, str], *, recorded: Mapping[str, Any] | None = None
+) -> dict[str, str] | None:
+    """The hashes of the outs that DVC would take from its cache instead of running a stage.
+
+    Args:
+        root: the working tree, with the present params.yaml.
+        name: the stage.
+        deps: the hash of every dependency as it will be then.
+        recorded: the stage's entry in dvc.lock, where that is of these dependencies and of the present parameters.
+
+    Returns:
+        Path -> hash; None where the cache lacks them.
+    """
+    from dvc.repo import Repo
+    from dvc.stage.cache import _get_cache_hash
+    from dvc.stage.serialize import to_single_stage_lockfile
+    from dvc_data.hashfile.hash_info import HashInfo
+
+    # DVC asks its cache about the files that are there now, never about those that will be: hence its inner functions.
+    repo = Repo(str(root))
+    stage = next(stage for stage in repo.index.stages if getattr(stage, "name", None) == name)
+    for dep in stage.deps:
+        if getattr(dep, "params", None) is None:
+            dep.hash_info = HashInfo("md5", deps[dep.def_path])
+        else:
+            dep.save()
+    key = _get_cache_hash(to_single_stage_lockfile(stage), key=True)
+    folder = Path(repo.stage_cache._get_cache_dir(key))
+    newest = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime) if folder.is_dir() else []
+    entry: Any = recorded or (repo.stage_cache._load_cache(key, newest[-1].name) if newest else None)
+    if entry is None or not repo.stage_cache._create_stage(entry, wdir=stage.wdir).outs_cached():
+        return None
+    return recorded_hashes(entry, "outs")
+
+
+def mend(root: Path) -> list[str]:
+    """Put right what a killed dvc may leave of its own files: it writes them in place, not whole or not at all.
+
+    A half-written dvc.lock goes back to the committed one (no result is lost: DVC's cache and the work folders
+    know them), a half-written table of path locks is removed.
+
+    Returns:
+        What was done, in words; empty where all is well.
+    """
+    done = []
+    lock = root / "dvc.lock"
+    if lock.is_file() and not _is_whole_lock(lock):
+        committed = subprocess.run(["git", "show", "HEAD:./dvc.lock"], cwd=root, capture_output=True, check=False)
+        with atomic_path(lock) as temporary:
+            temporary.write_bytes(committed.stdout if committed.returncode == 0 else b"schema: '2.0'\nstages: {}\n")
+        done.append("dvc.lock was half-written; it is the committed one again")
+    table = root / ".dvc" / "tmp" / "rwlock"
+    try:
+        json.loads(table.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        pass
+    except ValueError:
+        table.unlink()
+        done.append(".dvc/tmp/rwlock was half-written; it is removed")
+    return done
+
+
+def _is_whole_lock(path: Path) -> bool:
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+    from voluptuous import Invalid
+
+    try:
+        COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe").load(path.read_text(encoding="utf-8")) or {})
+    except (YAMLError, UnicodeDecodeError, Invalid):
+        return False
+    return path.stat().st_size > 0
+
+
+def recorded_hashes(entry: Mapping[str, Any], kind: str) -> dict[str, str]:
+    """Path -> hash of the "deps" or "outs" of a stage's entry in dvc.lock."""
+    return {item["path"]: str(item[item.get("hash", "md5")]) for item in entry.get(kind) or ()}
 
 
 def run_dvc(root: Path, arguments: Sequence[str], *, patience: float = 600.0, capture: bool = False) -> str:
@@ -243,9 +348,8 @@ def _sorted(nodes: Mapping[str, Node]) -> dict[str, Node]:
     def add(node: Node) -> None:
         if node.name in result:
             return
-        for other in nodes.values():
-            if other.name != node.name and any(_within(dep, out) for dep in node.deps for out in other.outs):
-                add(other)
+        for other in upstream_of(nodes, node.name, direct=True):
+            add(nodes[other])
         result[node.name] = node
 
     for name in sorted(nodes):
@@ -253,5 +357,6 @@ def _sorted(nodes: Mapping[str, Node]) -> dict[str, Node]:
     return result
 
 
-def _within(path: str, out: str) -> bool:
+def within(path: str, out: str) -> bool:
+    """Whether one of two paths is the other or lies in it."""
     return path == out or path.startswith(f"{out}/") or out.startswith(f"{path}/")

@@ -1,0 +1,213 @@
+"""Drive the graph stage by stage from outside of DVC: what the Prefect flow does with every stage.
+
+A command runs in a process group of its own, its lines are passed on as they come, and it can be stopped whole:
+SIGTERM first, so that a training writes its checkpoint, SIGKILL for what is left after a while.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Literal
+
+from lexiseg import errors
+from lexiseg.errors import LexisegError, StageError
+from lexiseg.pipeline import BUSY
+
+Outcome = Literal["ran", "linked", "restored", "unchanged"]
+GRACE = 60.0  # seconds between SIGTERM and SIGKILL; a step of a training and its checkpoint fit in
+PAUSE = 2.0  # seconds between two tries while dvc is busy
+# What DVC and the stage say -> what happened.
+_OUTCOMES: dict[str, Outcome] = {
+    "didn't change, skipping": "unchanged",
+    "is cached - skipping run": "restored",
+    "finished before, linking the result": "linked",
+}
+_running: set[int] = set()  # process groups
+_changing = threading.Lock()
+
+
+class StoppedError(Exception):
+    """A command was stopped with all its processes.
+
+    Args:
+        what: the command.
+        expired: its time was over; otherwise somebody called `stop_all`.
+    """
+
+    def __init__(self, what: str, *, expired: bool) -> None:
+        self.expired = expired
+        super().__init__(f"{what} was stopped{' because its time was over' if expired else ''}")
+
+
+def reproduce_stage(
+    root: Path, name: str, *, say: Callable[[str], None], timeout: float | None = None, patience: float = 86400.0
+) -> Outcome:
+    """Bring one stage up to date by `dvc repro`; what it needs has to be.
+
+    While another dvc works on the same files this waits, and says so. A finished result is never lost to a lock: DVC
+    may drop it, but the work folder has it and the next try links it.
+
+    Args:
+        root: the working tree.
+        name: the stage, as in dvc.yaml.
+        say: called with every line that dvc and the stage print, in the calling thread.
+        timeout: seconds for one try; then the whole process group is stopped.
+        patience: seconds to go on trying while another dvc is busy.
+
+    Raises:
+        LexisegError: the stage failed; where it said why in three parts, the very error.
+        StoppedError: its time was over, or `stop_all` was called.
+    """
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
+    deadline = time.monotonic() + patience
+    waiting = False
+    while True:
+        code, lines = run_group(command, root, say=say if not waiting else _without_busy(say), timeout=timeout)
+        if code == 0:
+            text = "\n".join(lines)
+            outcomes: list[Outcome] = [outcome for words, outcome in _OUTCOMES.items() if words in text]
+            return outcomes[0] if outcomes else "ran"
+        if not any(word in line for line in lines for word in BUSY):
+            raise _error(name, code, lines)
+        if time.monotonic() > deadline:
+            raise StageError(
+                found=f"another dvc works on the files of {name}, since more than {patience:.0f} s",
+                allowed="one dvc at a time for the same files",
+                fix="let it end, or stop it; dvc's message above names its process",
+            )
+        if not waiting:
+            say(f"{name}: another dvc works on the same files; waiting for it")
+        waiting = True
+        time.sleep(PAUSE)
+
+
+def run_group(
+    command: Sequence[str], root: Path, *, say: Callable[[str], None], timeout: float | None = None
+) -> tuple[int, list[str]]:
+    """Run a command in a process group of its own, in `root` and with its package.
+
+    Returns:
+        The exit code, and its last 200 lines.
+
+    Raises:
+        StoppedError: its time was over, or `stop_all` was called.
+    """
+    environment = dict(os.environ, PYTHONUNBUFFERED="1")
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root / "src"), os.environ.get("PYTHONPATH")]))
+    with _changing:
+        process = subprocess.Popen(
+            command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        _running.add(process.pid)
+    expired = threading.Event()
+
+    def end() -> None:
+        expired.set()
+        stop_group(process.pid)
+
+    timer = threading.Timer(timeout, end) if timeout is not None else None
+    if timer:
+        timer.daemon = True
+        timer.start()
+    lines: list[str] = []
+    try:
+        assert process.stdout
+        for line in split_lines(process.stdout):
+            lines = [*lines[-199:], line]
+            say(line)
+        code = process.wait()
+    except BaseException:
+        stop_group(process.pid)
+        raise
+    finally:
+        if timer:
+            timer.cancel()
+        with _changing:
+            stopped = process.pid not in _running
+            _running.discard(process.pid)
+    if stopped or expired.is_set():
+        raise StoppedError(" ".join(command), expired=expired.is_set())
+    return code, lines
+
+
+def stop_all() -> None:
+    """Stop every process group that `run_group` started and that is still there."""
+    with _changing:
+        groups = sorted(_running)
+        _running.clear()
+    for group in groups:
+        stop_group(group)
+
+
+def stop_group(group: int, *, grace: float = GRACE) -> None:
+    """End a process group: SIGTERM, and after `grace` seconds SIGKILL. Returns when no process of it is left."""
+    for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, 10.0)):
+        try:
+            os.killpg(group, number)
+        except ProcessLookupError:
+            return
+        deadline = time.monotonic() + seconds
+        while _is_alive(group) and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+
+def split_lines(stream: IO[bytes]) -> Iterator[str]:
+    """The lines of a stream as they come; what a progress bar writes over itself counts as lines of their own."""
+    rest = b""
+    while chunk := stream.read1(65536):  # type: ignore[attr-defined]
+        *lines, rest = (rest + chunk).replace(b"\r", b"\n").split(b"\n")
+        yield from (text for line in lines if (text := line.decode("utf-8", "replace").rstrip()))
+    if rest.strip():
+        yield rest.decode("utf-8", "replace").rstrip()
+
+
+def _is_alive(group: int) -> bool:
+    """Whether a process of the group is left; zombies, which only wait for their parent, do not count."""
+    import psutil
+
+    for process in psutil.process_iter():
+        try:
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                return True
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            continue
+    return False
+
+
+def _without_busy(say: Callable[[str], None]) -> Callable[[str], None]:
+    # DVC's message about its locks is shown once, not at every try.
+    shown = ("ERROR", "(PID", "If there are no processes", "remove", "failed to reproduce")
+    return lambda line: None if any(word in line for word in shown) else say(line)
+
+
+def _error(name: str, code: int, lines: Sequence[str]) -> LexisegError:
+    """The stage's own error where its last lines hold one in three parts."""
+    text = "\n".join(lines)
+    _, mark, body = text.rpartition("error (")
+    kind = getattr(errors, body.partition(")")[0], None) if mark else None
+    parts: dict[str, str] = {}
+    if isinstance(kind, type) and issubclass(kind, LexisegError):
+        key = ""
+        for line in body.splitlines()[1:]:
+            if line.startswith("ERROR: "):  # dvc goes on
+                break
+            start = next((part for part in ("found", "allowed", "to do") if line.startswith(f"{part}: ")), None)
+            key = start or key
+            if key:
+                parts[key] = line.removeprefix(f"{start}: ") if start else f"{parts[key]}\n{line}"
+        if len(parts) == 3:
+            return kind(found=parts["found"], allowed=parts["allowed"], fix=parts["to do"])
+    last = next((line for line in reversed(lines) if not line.startswith("ERROR: failed to reproduce")), "")
+    return StageError(
+        found=f"{name} failed with exit code {code}: {last}",
+        allowed="a stage that ends without an error",
+        fix=f"see its log above; `dvc repro --single-item {name}` repeats it",
+    )
