@@ -21,7 +21,7 @@ from typing import Any
 import lexiseg.environment  # noqa: F401  first: it turns telemetry of the libraries off
 
 from prefect import flow, get_run_logger, task  # isort: skip
-from prefect.artifacts import create_image_artifact, create_table_artifact
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, as_completed
 from prefect.runtime import flow_run
@@ -220,11 +220,14 @@ def publish_artifacts(name: str, root: Path) -> None:
         metrics = read_json(folder / "metrics.json")["splits"]
         rows = [{"split": split} | percent(values) for split, values in metrics.items()]
         create_table_artifact(table=rows, key=f"{method}-metrics", description=f"{method}, percent")
-        for picture in sorted((folder / "pictures").glob("*_overview.png")):
-            # Within the address, so that the page shows it wherever it is opened.
-            content = base64.b64encode(picture.read_bytes()).decode()
-            key = f"{method}-{picture.stem}".replace("_", "-").lower()
-            create_image_artifact(image_url=f"data:image/png;base64,{content}", key=key, description=picture.stem)
+        # In the text itself: a page may not fetch files of this machine, and shows these wherever it is opened.
+        pictures = {path.stem: path.read_bytes() for path in sorted((folder / "pictures").glob("*_overview.png"))}
+        text = [
+            f"![{name}](data:image/png;base64,{base64.b64encode(content).decode()})"
+            for name, content in pictures.items()
+        ]
+        if text:
+            create_markdown_artifact(markdown="\n\n".join(text), key=f"{method}-pictures", description=method)
 
 
 def percent(metrics: Mapping[str, Any]) -> dict[str, float | None]:
