@@ -78,7 +78,7 @@ server: $(INSTALLED) ## Prefect and MLflow on this machine: make server PREFECT_
 
 worker: export PREFECT_API_URL ?= http://127.0.0.1:$(PREFECT_PORT)/api
 worker: $(INSTALLED) ## run the flow runs of a Prefect server one by one: make worker POOL=lexiseg-cpu
-	@exec prefect worker start --pool $(POOL) --limit 1
+	@exec prefect worker start --pool $(POOL)
 
 clean: ## remove unfinished and finished work and caches; data, outputs, runs and .venv stay
 	@if [ -x $(BIN)/lexiseg ]; then lexiseg clean; fi

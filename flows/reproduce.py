@@ -12,11 +12,14 @@ import argparse
 import base64
 import json
 import os
+import signal
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import psutil
 
 import lexiseg.environment  # noqa: F401  first: it turns telemetry of the libraries off
 
@@ -27,15 +30,17 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import exponential_backoff
+from pydantic import Field
 
 from lexiseg.copies import working_copy
-from lexiseg.driver import StoppedError, reproduce_stage, run_group, stop_all
-from lexiseg.errors import DataError, LexisegError, ModelError, SettingsError, StageError
-from lexiseg.pipeline import Node, mend, read_graph, upstream_of
+from lexiseg.driver import StoppedError, allow, reproduce_stage, run_group, stop_all
+from lexiseg.errors import DataError, LexisegError, ModelError, SettingsError, StageError, StorageError
+from lexiseg.history import recall
+from lexiseg.pipeline import Node, changed_data, mend, read_graph, run_dvc, upstream_of
 from lexiseg.reporting import read_report
 from lexiseg.stages.settings import parse_settings, read_values
 from lexiseg.storage import read_json
-from lexiseg.workspace import require_root
+from lexiseg.workspace import private_folder, require_root
 
 ALL = "all"
 MOST_STARTS = 5  # a flow run that crashed so often is not started again
@@ -47,7 +52,7 @@ def worth_repeating(task: Any, task_run: Any, state: Any) -> bool:
     error = state.result(raise_on_failure=False)
     if isinstance(error, StoppedError):
         return error.expired
-    return not isinstance(error, SettingsError | DataError | ModelError)
+    return not isinstance(error, SettingsError | DataError | ModelError | StorageError)
 
 
 @task(
@@ -100,8 +105,8 @@ def reproduce(
     method: str = ALL,
     profile: str | None = None,
     settings: dict[str, Any] | None = None,
-    timeout_hours: float = 24.0,
-    parallel: int | None = None,
+    timeout_hours: Annotated[float, Field(gt=0)] = 24.0,
+    parallel: Annotated[int, Field(ge=1)] | None = None,
 ) -> dict[str, str]:
     """Bring the graph up to date, stage by stage, and publish to MLflow.
 
@@ -111,7 +116,8 @@ def reproduce(
         settings: changes by dotted key, such as {"lseg.train.lr": 0.002}. With a profile or settings the flow works in
             a copy of the working tree and leaves params.yaml and outputs/ alone; results go to MLflow and DVC's cache.
         timeout_hours: after that long a stage is stopped with all its processes, and tried again.
-        parallel: stages that may run at once; null: as many as the cores hold of `threads` each.
+        parallel: stages that may run at once; null: as many as the cores hold of `threads` each, and one where there is
+            a GPU. Fewer run where the memory that they took last time would not hold them.
 
     Returns:
         What became of each stage: "ran", "linked", "restored" or "unchanged".
@@ -119,19 +125,21 @@ def reproduce(
     log = get_run_logger()
     if (flow_run.run_count or 1) > MOST_STARTS:
         raise StageError(
-            found=f"this flow run was started {flow_run.run_count} times and never came to an end",
-            allowed=f"{MOST_STARTS} starts",
+            found=f"this flow run was started {flow_run.run_count} times",
+            allowed=f"{MOST_STARTS} starts of one flow run",
             fix="see its log for what ends it (memory, most often), then start a new flow run",
         )
+    allow()
+    for line in mend(require_root()):
+        log.warning(line)
     with workplace(require_root(), profile=profile, settings=settings) as root:
-        for line in mend(root):
-            log.warning(line)
-        values = parse_settings(read_values(root))
         graph = read_graph(root)
         wanted = stages_of(graph, method)
-        at_once = parallel or max(1, cores() // values.threads)
+        at_once = parallel or (1 if has_gpu() else max(1, cores() // parse_settings(read_values(root)).threads))
         log.info("%s: %d stages, at most %d at once, in %s", method, len(wanted), at_once, root)
         try:
+            if root == require_root():
+                record_data(root, say=log.info)
             futures = run_stages(graph, wanted, root, timeout=3600 * timeout_hours, at_once=at_once)
             published = publish.submit(root)
             published.wait()
@@ -140,7 +148,15 @@ def reproduce(
         for name in wanted:
             if name not in futures:
                 log.error("%s was not run: what it needs failed", name)
-        outcomes = {name: future.result() for name, future in futures.items()}  # raises the error of one that failed
+        try:
+            # Raises the error of one that failed.
+            outcomes = {name: future.result() for name, future in futures.items()}
+        except StoppedError as error:
+            raise StageError(
+                found=f"a stage took longer than {timeout_hours:g} h, in each of {RETRIES + 1} tries: {error}",
+                allowed="stages that end in time",
+                fix="raise `timeout_hours`; a training goes on from its last checkpoint",
+            ) from error
         published.result()
         return outcomes
 
@@ -149,6 +165,8 @@ def run_stages(
     graph: Mapping[str, Node], wanted: list[str], root: Path, *, timeout: float, at_once: int
 ) -> dict[str, PrefectFuture]:
     """Run stages, each when all it needs is done; where one fails, the others go on as far as they can."""
+    memory = remembered_memory(root)
+    available = psutil.virtual_memory().available
     before = {name: [one for one in upstream_of(graph, name, direct=True) if one in wanted] for name in wanted}
     futures: dict[str, PrefectFuture] = {}
     running: dict[PrefectFuture, str] = {}
@@ -156,6 +174,8 @@ def run_stages(
     while True:
         ready = [name for name in wanted if name not in futures and done.issuperset(before[name])]
         for name in ready[: at_once - len(running)]:
+            if running and sum(memory.get(one, 0) for one in [name, *running.values()]) > available:
+                continue
             # All of them are done: naming them draws the graph on Prefect's page.
             needs = [futures[one] for one in before[name]]
             futures[name] = run_stage.submit(name, root, timeout, wait_for=needs)  # pyright: ignore[reportCallIssue]
@@ -200,7 +220,7 @@ def workplace(root: Path, *, profile: str | None, settings: Mapping[str, Any] | 
     if profile is None and not settings:
         yield root
         return
-    # A retried flow run has its id still, and finds the copy it was working in.
+    # A flow run that is started again has its id still: it takes the place of the copy that its first start left.
     with working_copy(root, str(flow_run.id), profile=profile, settings=settings) as copy:
         yield copy
 
@@ -239,6 +259,24 @@ def percent(metrics: Mapping[str, Any]) -> dict[str, float | None]:
     }
 
 
+def record_data(root: Path, *, say: Callable[[str], None]) -> None:
+    """Record data that was changed in its place, as `dvc repro` does: results then name data that DVC has."""
+    changed = [path for path, how in changed_data(root, patience=86400).items() if how == "modified"]
+    if changed:
+        say(f"{', '.join(changed)} changed: recording it in data.dvc")
+        run_dvc(root, ["commit", "--force", "--quiet", *changed], patience=86400)
+
+
+def remembered_memory(root: Path) -> dict[str, int]:
+    """Bytes that each stage took when it last ran on this machine."""
+    return {took.stage: took.memory for took in recall(private_folder(root))}
+
+
+def has_gpu() -> bool:
+    """Whether stages will find a GPU of NVIDIA, which they would have to share."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1") and Path("/dev/nvidiactl").exists()
+
+
 def cores() -> int:
     """Logical cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -253,6 +291,10 @@ def main() -> None:
     parser.add_argument("--timeout-hours", type=float, default=24.0, help="time for one try of a stage")
     parser.add_argument("--parallel", type=int, help="stages at once; default: what the cores hold")
     given = parser.parse_args()
+    if given.timeout_hours <= 0 or (given.parallel is not None and given.parallel < 1):
+        parser.error("--timeout-hours must be more than 0, --parallel 1 or more")
+    signal.signal(signal.SIGHUP, lambda *_: sys.exit(128 + signal.SIGHUP))  # a closed terminal ends stages too
+    end_orphaned_servers()
     try:
         result = reproduce(
             method=given.method,
@@ -265,6 +307,17 @@ def main() -> None:
         sys.exit(f"error ({type(error).__name__})\n{error}")
     for name, outcome in result.items():
         print(f"{name}: {outcome}")
+
+
+def end_orphaned_servers() -> None:
+    """End temporary servers that Prefect started for flows of this folder which were killed; it does not do so."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            parent = process.parent()
+            # A lost process goes to the first one, or to a keeper of orphans, which works in no folder of ours.
+            orphaned = parent is None or parent.pid == 1 or parent.cwd() != process.cwd()
+            if orphaned and process.cwd() == os.getcwd() and "PREFECT__SERVER_EPHEMERAL" in process.environ():
+                process.terminate()
 
 
 def setting(text: str) -> tuple[str, Any]:

@@ -17,7 +17,7 @@ import urllib.request
 from pathlib import Path
 
 import lexiseg.environment  # noqa: F401  first: it turns telemetry of the libraries off
-from lexiseg.driver import stop_group
+from lexiseg.driver import stop_groups
 from lexiseg.errors import LexisegError, StageError
 from lexiseg.workspace import private_folder, require_root
 
@@ -56,7 +56,12 @@ def serve(root: Path, *, prefect_port: int, mlflow_port: int) -> None:
         for name, address in health.items():
             _wait_for(name, address, servers[name], private)
         setup = [sys.executable, str(Path(__file__).with_name("workpools.py"))]
-        subprocess.run(setup, cwd=root, env=variables, check=True)
+        if subprocess.run(setup, cwd=root, env=variables, check=False).returncode:
+            raise StageError(
+                found=f"the Prefect server at {api} could not be set up, see above",
+                allowed="a server of the installed version of Prefect",
+                fix=f"see {private / 'prefect-server.log'}; remove {private / 'prefect'} if it is of another version",
+            )
         print(
             f"\nPrefect  http://{HOST}:{prefect_port}\nMLflow   http://{HOST}:{mlflow_port}\n\n"
             f"in other terminals:\n"
@@ -71,8 +76,9 @@ def serve(root: Path, *, prefect_port: int, mlflow_port: int) -> None:
         ended = next(name for name, server in servers.items() if server.poll() is not None)
         raise _ended(ended, private)
     finally:
-        for server in servers.values():
-            stop_group(server.pid, grace=20.0)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a second one would leave them running
+            signal.signal(number, signal.SIG_IGN)
+        stop_groups([server.pid for server in servers.values()])
 
 
 def _check_free(name: str, port: int) -> None:
@@ -121,7 +127,8 @@ def main() -> None:
     parser.add_argument("--prefect-port", type=int, default=4200)
     parser.add_argument("--mlflow-port", type=int, default=5000)
     given = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal too: the servers have sessions of their own
+        signal.signal(number, lambda *_: sys.exit(0))
     try:
         serve(require_root(), prefect_port=given.prefect_port, mlflow_port=given.mlflow_port)
     except LexisegError as error:

@@ -90,7 +90,7 @@ def plan(
 
 @app.command()
 def mend() -> None:
-    """Put right what a killed dvc may leave behind: a half-written dvc.lock, a half-written table of its locks.
+    """Put right what a killed dvc may leave behind: a half-written dvc.lock, a table of locks half-written or stale.
 
     Example: lexiseg mend
     """
@@ -211,19 +211,22 @@ def doctor() -> None:
 
 @app.command()
 def clean() -> None:
-    """Remove the work folders of stages and the copies of flow runs that are not in use; outputs/ and DVC's cache stay.
+    """Remove the work folders of stages and the copies of flow runs that are not in use, and what dvc left behind.
 
-    Example: lexiseg clean
+    outputs/ and DVC's cache stay. Example: lexiseg clean
     """
     from lexiseg.copies import remove_copies
+    from lexiseg.pipeline import mend as mend_files
     from lexiseg.stage import clean as clean_work
 
     root = main_checkout(require_root())
-    removed, freed = clean_work(private_folder(root))
+    removed, freed = clean_work(private_folder(root), outputs=root / "outputs")
     print(f"removed {removed} work folders, {freed / 1e6:.0f} MB")
     copies = remove_copies(root)
     if copies:
         print(f"removed {copies} copies of the working tree")
+    for line in mend_files(root):
+        print(line)
 
 
 @data_app.command("add")

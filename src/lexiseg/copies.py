@@ -6,20 +6,23 @@ outputs of its own, and shares DVC's cache, the work folders and MLflow's store 
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import psutil
 from filelock import FileLock, Timeout
 from ruamel.yaml import YAML
 
+from lexiseg.driver import stop_groups
 from lexiseg.errors import LexisegError, StageError
-from lexiseg.pipeline import run_dvc
+from lexiseg.pipeline import changed_data, mend, run_dvc
 from lexiseg.profiles import use_profile
 from lexiseg.settings import override
 from lexiseg.stages.settings import parse_settings, read_values
@@ -35,7 +38,8 @@ def working_copy(
 ) -> Iterator[Path]:
     """A copy of the working tree under other settings; removed in the end, unless the block ended in an error.
 
-    A copy of this name that was left behind is gone on with: the same name stands for the same run.
+    One that was left behind under this name is made anew: what was finished in it is in DVC's cache and in the work
+    folders. While another process works in it, this one waits.
 
     Args:
         root: the working tree.
@@ -45,81 +49,103 @@ def working_copy(
 
     Raises:
         SettingsError: the settings are wrong.
-        StageError: the copy cannot be made, or another process works in it.
+        StageError: the copy cannot be made: the data is not as data.dvc records it, or not in DVC's cache.
     """
     folder = private_folder(root) / FOLDER / name
     folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{folder}.lock")
     try:
-        with FileLock(f"{folder}.lock", timeout=0):
-            if not _mark(folder).is_file():
-                _remove(root, folder)
-                _make(root, folder, profile=profile, settings=settings or {})
-            yield folder
-            _remove(root, folder)
-    except Timeout as error:
-        raise StageError(
-            found=f"another process works in the copy {folder}",
-            allowed="one process per copy",
-            fix="let it end, or stop it",
-        ) from error
+        held = lock.acquire(timeout=0)
+    except Timeout:
+        print(f"another process works in the copy {name}, waiting for it", file=sys.stderr, flush=True)
+        held = lock.acquire()
+    with held:
+        # Of a flow that was killed, dvc and a training may still be at work here.
+        stop_groups(sorted({os.getpgid(process.pid) for process in _working_in(folder)}))
+        _remove(root, folder)
+        _make(root, folder, profile=profile, settings=settings or {})
+        yield folder
+        _remove(root, folder)
 
 
 def remove_copies(root: Path) -> int:
     """Remove the copies that nobody works in; returns their number."""
     removed = 0
-    for folder in sorted(path for path in (private_folder(root) / FOLDER).glob("*") if path.is_dir()):
+    place = private_folder(root) / FOLDER
+    for name in sorted({path.name.removesuffix(".lock") for path in place.glob("*")}):
+        folder, lock = place / name, place / f"{name}.lock"
         try:
-            with FileLock(f"{folder}.lock", timeout=0):
+            with FileLock(str(lock), timeout=0):
+                if _working_in(folder):
+                    raise Timeout(str(lock))
+                removed += folder.is_dir()
                 _remove(root, folder)
-                removed += 1
+                lock.unlink(missing_ok=True)
         except Timeout:
             print(f"kept the copy {folder.name}: a run is going on there", file=sys.stderr)
     return removed
 
 
 def _make(root: Path, folder: Path, *, profile: str | None, settings: Mapping[str, Any]) -> None:
-    _git(root, "worktree", "add", "--quiet", "--detach", str(folder), "HEAD")
-    for name in _listed(root, "ls-files", "--modified", "--others", "--exclude-standard"):
+    # Twice forced: git may still know a worktree of this name that is gone. Hooks are for people who check out.
+    _git(
+        root, "-c", f"core.hooksPath={os.devnull}", "worktree", "add", "--quiet", "-ff", "--detach", str(folder), "HEAD"
+    )
+    changed = _listed(root, "diff", "--name-only", "--no-renames", "HEAD")
+    for name in [*changed, *_listed(root, "ls-files", "--others", "--exclude-standard")]:
         source, target = root / name, folder / name
-        if source.is_file():
+        target.unlink(missing_ok=True)
+        if source.is_file() or source.is_symlink():
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, target)
-        else:
-            target.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # gone since git listed it
+                shutil.copy2(source, target, follow_symlinks=False)
     if profile is not None:
         use_profile(folder, profile, force=True)
     values = override(read_values(folder), settings)
-    parsed = parse_settings(values, source=f"params.yaml with {dict(settings)}")
+    data = f"data/{parse_settings(values, source=f'params.yaml with {dict(settings)}').data.name}"
     if settings:
         stream = StringIO()
         YAML().dump(values, stream)
         write_text(folder / "params.yaml", stream.getvalue())
+    if changed_data(root).get(data) == "modified":
+        raise StageError(
+            found=f"{data} is not as data.dvc records it",
+            allowed="recorded data: a run under other settings works in a copy, which takes it from DVC's cache",
+            fix="`dvc commit data.dvc` records the change where it is meant, `dvc checkout data.dvc --force` undoes it",
+        )
+    mend(folder)  # a dvc may have been writing its lock when it was copied
     cache = run_dvc(root, ["cache", "dir"], capture=True).strip()
-    own = root / ".dvc" / "config.local"  # credentials of remotes, say
-    write_text(folder / ".dvc" / "config.local", own.read_text(encoding="utf-8") if own.is_file() else "")
+    # What DVC keeps about a working tree outside of it would outlive the copy.
+    run_dvc(folder, ["config", "--local", "core.site_cache_dir", str(folder / ".dvc/site")], capture=True)
     run_dvc(folder, ["cache", "dir", "--local", cache], capture=True)
     # Data is linked where it can be: a copy of it for every run would fill the disk.
     run_dvc(folder, ["config", "--local", "cache.type", "reflink,hardlink,copy"], capture=True)
-    name = parsed.data.name
     try:
-        run_dvc(folder, ["checkout", "--quiet", f"data/{name}"], capture=True)
+        run_dvc(folder, ["checkout", "--quiet", data], capture=True)
     except LexisegError as error:
         raise StageError(
-            found=f"data/{name} is not in DVC's cache: {error.found}",
+            found=f"{data} is not in DVC's cache: {error.found}",
             allowed="data that `dvc pull` or `lexiseg data add` has put there",
-            fix=f"`dvc pull data/{name}` where a remote has it, or `lexiseg data add {name} PATH --adapter …`",
+            fix=f"`dvc pull {data}` where a remote has it, or `lexiseg data add {Path(data).name} PATH --adapter …`",
         ) from error
-    _mark(folder).touch()
 
 
-def _mark(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.complete")  # without it, the process that made the copy was killed
+def _working_in(folder: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if folder in (place := Path(process.cwd()), *place.parents) and process.pid != os.getpid():
+                found.append(process)
+    return found
 
 
 def _remove(root: Path, folder: Path) -> None:
-    _mark(folder).unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    _git(root, "worktree", "prune")
+    if not folder.exists():
+        return
+    subprocess.run(
+        ["git", "worktree", "remove", "--force", "--force", str(folder)], cwd=root, capture_output=True, check=False
+    )
+    shutil.rmtree(folder, ignore_errors=True)  # what git does not know as a worktree
 
 
 def _listed(root: Path, *arguments: str) -> list[str]:

@@ -24,6 +24,7 @@ PACKAGES = (
     "mlflow",
     "great_expectations",
     "datasets",
+    "prefect",
 )
 FREE_GB = 2.0
 
@@ -46,6 +47,7 @@ def examine(root: Path) -> list[Finding]:
         _tools(),
         _device(),
         _settings(root),
+        _dvc_files(root),
         _data(root),
         _disk(root),
     ]
@@ -128,6 +130,17 @@ def _data(root: Path) -> Finding:
         f"data/{name} " + ("is there" if folder.is_dir() else "is missing"),
         folder.is_dir(),
         f"`dvc pull data/{name}`, or `lexiseg data add {name} PATH --adapter …`",
+    )
+
+
+def _dvc_files(root: Path) -> Finding:
+    from lexiseg.pipeline import damaged
+
+    names = [path.relative_to(root).as_posix() for path in damaged(root)]
+    return Finding(
+        f"half-written by a killed dvc: {', '.join(names)}" if names else "DVC's own files are whole",
+        not names,
+        "`lexiseg mend`",
     )
 
 

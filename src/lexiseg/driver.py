@@ -13,15 +13,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Literal
 
 from lexiseg import errors
 from lexiseg.errors import LexisegError, StageError
-from lexiseg.pipeline import BUSY
+from lexiseg.pipeline import is_busy
 
 Outcome = Literal["ran", "linked", "restored", "unchanged"]
-GRACE = 60.0  # seconds between SIGTERM and SIGKILL; a step of a training and its checkpoint fit in
+# Seconds between SIGTERM and SIGKILL. A step of a training and its checkpoint fit in, and it is less than the 30 after
+# which Prefect kills a flow that it has cancelled.
+GRACE = 20.0
 PAUSE = 2.0  # seconds between two tries while dvc is busy
 # What DVC and the stage say -> what happened.
 _OUTCOMES: dict[str, Outcome] = {
@@ -31,6 +34,7 @@ _OUTCOMES: dict[str, Outcome] = {
 }
 _running: set[int] = set()  # process groups
 _changing = threading.Lock()
+_stopping = threading.Event()  # nothing is started any more
 
 
 class StoppedError(Exception):
@@ -69,12 +73,15 @@ def reproduce_stage(
     deadline = time.monotonic() + patience
     waiting = False
     while True:
-        code, lines = run_group(command, root, say=say if not waiting else _without_busy(say), timeout=timeout)
+        held = _Held(say, hold=waiting)
+        code, lines = run_group(command, root, say=held, timeout=timeout)
+        if not is_busy(lines):
+            held.release()
         if code == 0:
             text = "\n".join(lines)
             outcomes: list[Outcome] = [outcome for words, outcome in _OUTCOMES.items() if words in text]
             return outcomes[0] if outcomes else "ran"
-        if not any(word in line for line in lines for word in BUSY):
+        if not is_busy(lines):
             raise _error(name, code, lines)
         if time.monotonic() > deadline:
             raise StageError(
@@ -85,7 +92,7 @@ def reproduce_stage(
         if not waiting:
             say(f"{name}: another dvc works on the same files; waiting for it")
         waiting = True
-        time.sleep(PAUSE)
+        _stopping.wait(PAUSE)
 
 
 def run_group(
@@ -103,6 +110,8 @@ def run_group(
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root / "src"), os.environ.get("PYTHONPATH")]))
     with _changing:
+        if _stopping.is_set():
+            raise StoppedError(" ".join(command), expired=False)
         process = subprocess.Popen(
             command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
         )
@@ -111,7 +120,7 @@ def run_group(
 
     def end() -> None:
         expired.set()
-        stop_group(process.pid)
+        stop_groups([process.pid])
 
     timer = threading.Timer(timeout, end) if timeout is not None else None
     if timer:
@@ -125,7 +134,7 @@ def run_group(
             say(line)
         code = process.wait()
     except BaseException:
-        stop_group(process.pid)
+        stop_groups([process.pid])
         raise
     finally:
         if timer:
@@ -138,24 +147,28 @@ def run_group(
     return code, lines
 
 
+def allow() -> None:
+    """Let commands run again after `stop_all`."""
+    _stopping.clear()
+
+
 def stop_all() -> None:
-    """Stop every process group that `run_group` started and that is still there."""
+    """Stop every process group that `run_group` started and that is still there, and start no other until `allow`."""
     with _changing:
+        _stopping.set()
         groups = sorted(_running)
         _running.clear()
-    for group in groups:
-        stop_group(group)
+    stop_groups(groups)
 
 
-def stop_group(group: int, *, grace: float = GRACE) -> None:
-    """End a process group: SIGTERM, and after `grace` seconds SIGKILL. Returns when no process of it is left."""
-    for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, 10.0)):
-        try:
-            os.killpg(group, number)
-        except ProcessLookupError:
-            return
+def stop_groups(groups: Sequence[int], *, grace: float | None = None) -> None:
+    """End process groups: SIGTERM, and after `grace` seconds (GRACE) SIGKILL. Returns when no process is left."""
+    for number, seconds in ((signal.SIGTERM, GRACE if grace is None else grace), (signal.SIGKILL, 10.0)):
+        for group in groups:
+            with suppress(ProcessLookupError):
+                os.killpg(group, number)
         deadline = time.monotonic() + seconds
-        while _is_alive(group) and time.monotonic() < deadline:
+        while _living(groups) and time.monotonic() < deadline:
             time.sleep(0.05)
 
 
@@ -169,23 +182,40 @@ def split_lines(stream: IO[bytes]) -> Iterator[str]:
         yield rest.decode("utf-8", "replace").rstrip()
 
 
-def _is_alive(group: int) -> bool:
-    """Whether a process of the group is left; zombies, which only wait for their parent, do not count."""
+def _living(groups: Sequence[int]) -> list[int]:
+    """The processes of the groups; zombies, which only wait for their parent, do not count."""
     import psutil
 
+    found = []
     for process in psutil.process_iter():
-        try:
-            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
-                return True
-        except (ProcessLookupError, psutil.NoSuchProcess):
-            continue
-    return False
+        with suppress(ProcessLookupError, psutil.NoSuchProcess):
+            if os.getpgid(process.pid) in groups and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+    return found
 
 
-def _without_busy(say: Callable[[str], None]) -> Callable[[str], None]:
-    # DVC's message about its locks is shown once, not at every try.
-    shown = ("ERROR", "(PID", "If there are no processes", "remove", "failed to reproduce")
-    return lambda line: None if any(word in line for word in shown) else say(line)
+class _Held:
+    """Passes lines on, at once or from the moment that the stage runs.
+
+    While another dvc is waited for, every try ends in dvc's long message; it is shown once.
+    """
+
+    def __init__(self, say: Callable[[str], None], *, hold: bool) -> None:
+        self._say, self._hold, self._lines = say, hold, []
+
+    def __call__(self, line: str) -> None:
+        if line.startswith("Running stage "):
+            self.release()
+        if self._hold:
+            self._lines.append(line)
+        else:
+            self._say(line)
+
+    def release(self) -> None:
+        self._hold = False
+        for line in self._lines:
+            self._say(line)
+        self._lines = []
 
 
 def _error(name: str, code: int, lines: Sequence[str]) -> LexisegError:
@@ -197,15 +227,15 @@ def _error(name: str, code: int, lines: Sequence[str]) -> LexisegError:
     if isinstance(kind, type) and issubclass(kind, LexisegError):
         key = ""
         for line in body.splitlines()[1:]:
-            if line.startswith("ERROR: "):  # dvc goes on
-                break
             start = next((part for part in ("found", "allowed", "to do") if line.startswith(f"{part}: ")), None)
             key = start or key
             if key:
                 parts[key] = line.removeprefix(f"{start}: ") if start else f"{parts[key]}\n{line}"
+            if key == "to do":  # what follows is of others: a bar that was left open, dvc
+                break
         if len(parts) == 3:
             return kind(found=parts["found"], allowed=parts["allowed"], fix=parts["to do"])
-    last = next((line for line in reversed(lines) if not line.startswith("ERROR: failed to reproduce")), "")
+    last = lines[-1].removeprefix(f"ERROR: failed to reproduce '{name}': ") if lines else "it said nothing"
     return StageError(
         found=f"{name} failed with exit code {code}: {last}",
         allowed="a stage that ends without an error",

@@ -15,11 +15,11 @@ from typing import Any
 from filelock import FileLock
 
 from lexiseg.errors import StageError
-from lexiseg.storage import atomic_path
+from lexiseg.storage import atomic_path, write_json
 from lexiseg.workspace import private_folder
 
 OUTPUTS = "outputs"
-BUSY = ("Unable to acquire lock", "is busy", "Rwlock")
+_BUSY = ("Unable to acquire lock", "is busy, it is being blocked by")
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,14 @@ class Node:
 
     Attributes:
         name: as DVC addresses it, e.g. "lseg-train" or "baseline-predict@linear".
+        cmd: the command of the stage.
         deps: paths relative to the working tree: data, upstream outputs and code.
         params: dotted keys of params.yaml that the stage declares.
         outs: paths relative to the working tree, all below one folder of outputs/.
     """
 
     name: str
+    cmd: str
     deps: tuple[str, ...]
     params: tuple[str, ...]
     outs: tuple[str, ...]
@@ -96,6 +98,7 @@ def read_graph(root: Path) -> dict[str, Node]:
         name = str(stage.name)
         nodes[name] = Node(
             name=name,
+            cmd=str(stage.cmd),
             deps=tuple(sorted(deps)),
             params=tuple(sorted(params)),
             outs=tuple(sorted(outs)),
@@ -231,51 +234,119 @@ def cached_outs(
     """
     from dvc.repo import Repo
     from dvc.stage.cache import _get_cache_hash
+    from dvc.stage.loader import StageLoader
     from dvc.stage.serialize import to_single_stage_lockfile
     from dvc_data.hashfile.hash_info import HashInfo
+    from dvc_data.hashfile.meta import Meta
 
     # DVC asks its cache about the files that are there now, never about those that will be: hence its inner functions.
     repo = Repo(str(root))
     stage = next(stage for stage in repo.index.stages if getattr(stage, "name", None) == name)
     for dep in stage.deps:
         if getattr(dep, "params", None) is None:
-            dep.hash_info = HashInfo("md5", deps[dep.def_path])
+            dep.hash_info, dep.meta = HashInfo("md5", deps[dep.def_path]), Meta()  # the old hash is in both
         else:
             dep.save()
     key = _get_cache_hash(to_single_stage_lockfile(stage), key=True)
     folder = Path(repo.stage_cache._get_cache_dir(key))
     newest = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime) if folder.is_dir() else []
     entry: Any = recorded or (repo.stage_cache._load_cache(key, newest[-1].name) if newest else None)
-    if entry is None or not repo.stage_cache._create_stage(entry, wdir=stage.wdir).outs_cached():
+    if entry is None:
+        return None
+    StageLoader.fill_from_lock(stage, entry)
+    if not stage.outs_cached():
         return None
     return recorded_hashes(entry, "outs")
 
 
-def mend(root: Path) -> list[str]:
-    """Put right what a killed dvc may leave of its own files: it writes them in place, not whole or not at all.
+def damaged(root: Path) -> list[Path]:
+    """Files of DVC that a killed dvc left half-written; it writes them in place, not whole or not at all."""
+    return [root / name for name in _LOCKED_BY if not _is_whole(root / name)]
 
-    A half-written dvc.lock goes back to the committed one (no result is lost: DVC's cache and the work folders
-    know them), a half-written table of path locks is removed.
+
+def mend(root: Path) -> list[str]:
+    """Put right what a killed dvc left behind.
+
+    A half-written dvc.lock goes back to the committed one (no result is lost: DVC's cache and the work folders know
+    them), a half-written table of path locks is removed, and from a whole one the locks of processes that are gone:
+    another process may get their number. What a living dvc is writing is left alone.
 
     Returns:
         What was done, in words; empty where all is well.
     """
+    from dvc.lock import LockError, make_lock
+
     done = []
-    lock = root / "dvc.lock"
-    if lock.is_file() and not _is_whole_lock(lock):
-        committed = subprocess.run(["git", "show", "HEAD:./dvc.lock"], cwd=root, capture_output=True, check=False)
-        with atomic_path(lock) as temporary:
-            temporary.write_bytes(committed.stdout if committed.returncode == 0 else b"schema: '2.0'\nstages: {}\n")
-        done.append("dvc.lock was half-written; it is the committed one again")
-    table = root / ".dvc" / "tmp" / "rwlock"
-    try:
-        json.loads(table.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        pass
-    except ValueError:
-        table.unlink()
-        done.append(".dvc/tmp/rwlock was half-written; it is removed")
+    folder = root / ".dvc" / "tmp"
+    for path in damaged(root):
+        name = path.relative_to(root).as_posix()
+        try:
+            with make_lock(str(folder / _LOCKED_BY[name]), tmp_dir=str(folder)):
+                if not _is_whole(path):
+                    done.append(f"{name} was half-written; {_restore(root, name)}")
+        except LockError:
+            continue  # whoever holds it for seconds is at work
+    table = folder / "rwlock"
+    if table.is_file():
+        try:
+            with make_lock(str(folder / "rwlock.lock"), tmp_dir=str(folder)):
+                count = _drop_dead_locks(table)
+        except LockError:
+            count = 0
+        if count:
+            done.append(f".dvc/tmp/rwlock held {count} locks of processes that are gone; they are removed")
     return done
+
+
+# File -> the lock under which dvc writes it.
+_LOCKED_BY = {"dvc.lock": "lock", ".dvc/tmp/rwlock": "rwlock.lock"}
+
+
+def _drop_dead_locks(table: Path) -> int:
+    """Remove from dvc's table what belongs to no living dvc; returns the number of entries removed."""
+    import psutil
+
+    def lives(info: Mapping[str, Any]) -> bool:
+        # The program's own name differs: a file for `python -m dvc`, whose command line says -m.
+        arguments = info["cmd"].partition(" ")[2]
+        try:
+            return " ".join(psutil.Process(info["pid"]).cmdline()).endswith(arguments)
+        except psutil.NoSuchProcess:
+            return False
+        except psutil.AccessDenied:
+            return True
+
+    locks = json.loads(table.read_text(encoding="utf-8"))
+    read = {path: [info for info in infos if lives(info)] for path, infos in locks.get("read", {}).items()}
+    write = {path: info for path, info in locks.get("write", {}).items() if info and lives(info)}
+    kept = {"read": {path: infos for path, infos in read.items() if infos}, "write": write}
+    before = sum(map(len, locks.get("read", {}).values())) + len(locks.get("write", {}))
+    after = sum(map(len, kept["read"].values())) + len(write)
+    if after < before:
+        write_json(table, kept)
+    return before - after
+
+
+def _restore(root: Path, name: str) -> str:
+    committed = subprocess.run(["git", "show", f"HEAD:./{name}"], cwd=root, capture_output=True, check=False)
+    if committed.returncode:
+        (root / name).unlink()
+        return "it is removed"
+    with atomic_path(root / name) as temporary:
+        temporary.write_bytes(committed.stdout)
+    return "it is the committed one again"
+
+
+def _is_whole(path: Path) -> bool:
+    if not path.is_file():
+        return True
+    if path.name == "dvc.lock":
+        return _is_whole_lock(path)
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return True
 
 
 def _is_whole_lock(path: Path) -> bool:
@@ -315,28 +386,37 @@ def run_dvc(root: Path, arguments: Sequence[str], *, patience: float = 600.0, ca
     lock.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "dvc", *arguments]
     deadline = time.monotonic() + patience
-    with FileLock(str(lock)):
-        while True:
+    said = False
+    while True:
+        with FileLock(str(lock)):  # not while waiting: others may have other files in mind
             done = subprocess.run(
                 command, cwd=root, text=True, stdout=subprocess.PIPE if capture else None, stderr=subprocess.PIPE
             )
-            if done.returncode == 0:
-                return done.stdout or ""
-            busy = any(word in done.stderr for word in BUSY)
-            if not busy or time.monotonic() > deadline:
-                raise StageError(
-                    found=f"`dvc {' '.join(arguments)}` failed: {done.stderr.strip() or done.returncode}",
-                    allowed="a dvc command that ends without an error",
-                    fix="wait for the other dvc to end, then repeat" if busy else "see the message of dvc above",
-                )
-            time.sleep(1.0)
+        if done.returncode == 0:
+            return done.stdout or ""
+        busy = is_busy(done.stderr.splitlines())
+        if not busy or time.monotonic() > deadline:
+            raise StageError(
+                found=f"`dvc {' '.join(arguments)}` failed: {done.stderr.strip() or done.returncode}",
+                allowed="a dvc command that ends without an error",
+                fix="wait for the other dvc to end, then repeat" if busy else "see the message of dvc above",
+            )
+        if not said:
+            print(f"`dvc {' '.join(arguments)}` waits for another dvc", file=sys.stderr, flush=True)
+        said = True
+        time.sleep(1.0)
 
 
-def changed_data(root: Path) -> dict[str, str]:
+def is_busy(lines: Sequence[str]) -> bool:
+    """Whether dvc ended because another dvc held a lock; its errors begin with ERROR, unlike those of stages."""
+    return any(line.startswith("ERROR: ") and word in line for line in lines for word in _BUSY)
+
+
+def changed_data(root: Path, *, patience: float = 600.0) -> dict[str, str]:
     """The data sets that are not as data.dvc records them: path -> "deleted", "modified", "new" or "not in cache"."""
     if not (root / "data.dvc").is_file():
         return {}
-    status = json.loads(run_dvc(root, ["status", "data.dvc", "--json"], capture=True))
+    status = json.loads(run_dvc(root, ["status", "data.dvc", "--json"], capture=True, patience=patience))
     changed = {path: how for entry in status.get("data.dvc", []) for path, how in entry["changed outs"].items()}
     # What is in no cache either DVC calls "not in cache", whether or not it is in its place.
     return {path: how if (root / path).exists() else "deleted" for path, how in changed.items()}

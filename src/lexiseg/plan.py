@@ -101,7 +101,7 @@ class _Planner:
         return list(result.values())
 
     def _step(self, node: Node, before: Mapping[str, Step]) -> Step:
-        deps = {dep: self._expected(dep) for dep in node.deps}
+        deps = {dep: self._expected(dep, node) for dep in node.deps}
         missing = [dep for dep in node.deps if deps[dep] is None and not self._made_by(dep)]
         stopped = [name for name in upstream_of(self.graph, node.name) if before[name].action == "blocked"]
         if missing or stopped:
@@ -110,16 +110,18 @@ class _Planner:
             return Step(node.name, "blocked", tuple(why))
         params = {key: value_at(self.values, key) for key in node.params}
         changes = self._changes(node, params, deps)
+        recorded = recorded_hashes(self.lock.get(node.name, {}), "outs")
         wrong = [
             f"{out} {'was changed' if out in self.disk else 'is not there'}"
-            for out, value in recorded_hashes(self.lock.get(node.name, {}), "outs").items()
-            if self.disk.get(out) != value
+            for out in node.outs
+            if node.name in self.lock and (out not in self.disk or self.disk[out] != recorded.get(out))
         ]
         if not changes and not wrong:
             return Step(node.name, "nothing")
         known = {dep: value for dep, value in deps.items() if value is not None}
         if len(known) < len(deps):
-            runs = [name for name in upstream_of(self.graph, node.name, direct=True) if before[name].action in COMPUTES]
+            direct = upstream_of(self.graph, node.name, direct=True)
+            runs = [name for name in direct if before[name].action != "nothing"]
             certain = [change for change in changes if change not in self._unknown(deps)]
             self.made |= dict.fromkeys(node.outs)
             why = (*certain, f"after {', '.join(runs)}")
@@ -142,27 +144,37 @@ class _Planner:
         entry = self.lock.get(node.name)
         if entry is None:
             return ["dvc.lock has no run of it"]
+        if entry["cmd"] != node.cmd:
+            return ["its command changed"]
         recorded = recorded_hashes(entry, "deps")
         old = {key: value for values in (entry.get("params") or {}).values() for key, value in values.items()}
-        changes = [text for key in params for text in _differences(key, old.get(key), params[key])]
-        changes += [f"{key} is no longer used" for key in old if key not in params]
+        changes = [
+            text
+            for key in params
+            for text in (_differences(key, old[key], params[key]) if key in old else [f"{key} is new"])
+        ]
         changes += [
             f"{dep} {'changed' if dep in recorded else 'is new'}"
             for dep in deps
             if deps[dep] and deps[dep] != recorded.get(dep)
         ]
-        changes += self._unknown(deps)
-        return changes + [f"{dep} is no longer used" for dep in recorded if dep not in deps]
+        return changes + self._unknown(deps)  # what is no longer declared does not matter to DVC
 
     def _unknown(self, deps: Mapping[str, str | None]) -> list[str]:
         return [f"{dep} may change" for dep in deps if deps[dep] is None]
 
-    def _expected(self, dep: str) -> str | None:
+    def _expected(self, dep: str, node: Node) -> str | None:
         """The hash that a dependency will have; None: not known, or it is missing."""
         outs = [out for out in self.made if within(dep, out)]
         if dep in outs:
             return self.made[dep]
-        return None if outs else self.disk.get(dep)
+        if not outs:
+            return self.disk.get(dep)
+        # A folder of several stages: its hash is known where all in it will be as it was when this one ran last.
+        last = {out: value for entry in self.lock.values() for out, value in recorded_hashes(entry, "outs").items()}
+        if all(self.made[out] is not None and self.made[out] == last.get(out) for out in outs):
+            return recorded_hashes(self.lock.get(node.name, {}), "deps").get(dep)
+        return None
 
     def _made_by(self, dep: str) -> bool:
         return any(within(dep, out) for node in self.graph.values() for out in node.outs)
@@ -205,9 +217,12 @@ def _scale(took: Took, params: Mapping[str, Any]) -> tuple[float, str]:
         return 1.0, basis
     factor = 1.0
     old, new = dict(_leaves(took.params)), dict(_leaves(params))
+    item = took.stage.partition("@")[2]
     for key, value in new.items():
-        before = old.get(key)
-        if key.split(".")[-1] in PER_STEP and value and before and value != before:
+        before, parts = old.get(key), key.split(".")
+        if item and item not in parts:
+            continue  # settings of another item of the same stage
+        if parts[-1] in PER_STEP and value and before and value != before:
             factor *= value / before
     return factor, f"{basis} with other settings" + (f", times {factor:.2g}" if factor != 1 else "")
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from lexiseg.storage import read_json, sha256_of_file, sha256_of_json, write_json
-from lexiseg.workspace import private_folder
+from lexiseg.workspace import main_checkout, private_folder
 
 
 def write_outdated_data_docs(root: Path) -> Path | None:
     """Write `.lexiseg/data-docs/index.html` for the prepared data set, unless the page there is of this very one.
 
     Returns:
-        The page, or None where nothing was written.
+        The page, or None where nothing was written (in a copy of the working tree, never).
     """
     prepared = root / "outputs" / "prepare"
+    if main_checkout(root) != root:  # a copy under other settings: the page is that of the main checkout's data
+        return None
     if not (prepared / "manifest.parquet").is_file():
         return None
     from lexiseg.stages.settings import parse_settings, read_values

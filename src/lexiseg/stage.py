@@ -139,6 +139,8 @@ def execute(job: Job, *, publish: Callable[[Path], None] | None = None) -> Path:
     with _waiting_lock(work.parent / f"{work.name}.lock", job.node.name):
         work.mkdir(parents=True, exist_ok=True)  # a clean may have run while we waited
         if _is_finished(work):
+            # Another process may have worked for hours while this one waited for the lock.
+            _refuse_changes(job, [*_changed(job, deps, among=deps), *_changed_params(job, params)], kept=True)
             _say(f"{job.node.name}: finished before, linking the result")
             if publish:
                 publish(outputs)
@@ -167,13 +169,11 @@ def execute(job: Job, *, publish: Callable[[Path], None] | None = None) -> Path:
         kept = frozen.issuperset(changed)
         if kept:
             write_json(work / FINISHED, {"fingerprint": fingerprint, "files": hash_tree(outputs)})
-            shutil.rmtree(work / "checkpoints", ignore_errors=True)
             if job.started is not None:
                 remember(job.private, _took(job, params=params, outputs=outputs, whole=whole))
-        if job.reread:
-            later = job.params(job.reread())
-            changed += [f"`{key}` of params.yaml" for key in params if later[key] != params[key]]
-        _refuse_changes(job, changed, kept=kept)
+        # Where the result is not kept, its checkpoints must not bring it back either.
+        shutil.rmtree(work / "checkpoints", ignore_errors=True)
+        _refuse_changes(job, [*changed, *_changed_params(job, params)], kept=kept)
         if publish:
             publish(outputs)
     return outputs
@@ -211,22 +211,36 @@ def check_package(root: Path) -> None:
         )
 
 
-def clean(private: Path) -> tuple[int, int]:
+def clean(private: Path, *, outputs: Path | None = None) -> tuple[int, int]:
     """Remove all work folders that no running stage holds.
+
+    Args:
+        private: the folder `.lexiseg`.
+        outputs: the folder of published outputs; where no stage is running, what killed ones left half-published there
+            is removed too.
 
     Returns:
         The number of folders removed and of bytes freed (files linked elsewhere count too).
     """
     removed = freed = 0
-    for folder in sorted(path for path in (private / "work").glob("*") if path.is_dir()):
+    running = False
+    work = private / "work"
+    for name in sorted({path.name.removesuffix(".lock") for path in work.glob("*")}):
+        folder, lock = work / name, work / f"{name}.lock"
         try:
-            # The lock's file stays: removing it would let two processes hold locks of one name.
-            with FileLock(f"{folder}.lock", timeout=0):
-                freed += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-                shutil.rmtree(folder, ignore_errors=True)
-                removed += 1
+            with FileLock(str(lock), timeout=0):
+                if folder.is_dir():
+                    freed += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+                    shutil.rmtree(folder, ignore_errors=True)
+                    removed += 1
+                # Whoever waits for it finds its file gone, and locks a new one (filelock looks).
+                lock.unlink(missing_ok=True)
         except Timeout:
-            _say(f"kept {folder.name}: a stage is running there")
+            running = True
+            _say(f"kept {name}: a stage is running there")
+    if outputs is not None and not running:
+        for part in outputs.rglob(".*.part"):
+            shutil.rmtree(part, ignore_errors=True)
     return removed, freed
 
 
@@ -238,6 +252,11 @@ def _other_files(path: Path) -> list[Path]:
 def _changed(job: Job, deps: Mapping[str, str], *, among: Container[str]) -> list[str]:
     now = job.identify()
     return [dep for dep in deps if dep in among and now[dep] != deps[dep]]
+
+
+def _changed_params(job: Job, params: Mapping[str, Any]) -> list[str]:
+    now = job.params(job.reread()) if job.reread else params
+    return [f"`{key}` of params.yaml" for key in params if now[key] != params[key]]
 
 
 def _refuse_changes(job: Job, changed: Sequence[str], *, kept: bool) -> None:
