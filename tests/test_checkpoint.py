@@ -13,7 +13,7 @@ from torch import nn
 from lexiseg import checkpoint as module
 from lexiseg import training
 from lexiseg.checkpoint import Checkpoint, checkpoint_file, checkpoints_in, load_checkpoint, save_checkpoint
-from lexiseg.errors import DataError
+from lexiseg.errors import DataError, SettingsError
 from lexiseg.training import fit
 
 STATE = Checkpoint(
@@ -154,6 +154,13 @@ def test_checkpoints_are_written_now_and_then(tmp_path, monkeypatch):
     saved.clear()
     stopped_at(tmp_path, 7)
     assert saved == [7]
+
+
+@pytest.mark.parametrize("value", ["soon", "-1", "nan", ""])
+def test_a_pause_that_is_no_time_is_refused(tmp_path, monkeypatch, value):
+    monkeypatch.setenv("LEXISEG_CHECKPOINT_SECONDS", value)
+    with pytest.raises(SettingsError, match=f"LEXISEG_CHECKPOINT_SECONDS={value}"):
+        trained(tmp_path)
 
 
 def test_outside_of_a_stage_nothing_is_kept(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -52,7 +53,8 @@ def lexiseg(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     """Runs a command in this process, as `lexiseg …` would."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.setenv(name, "1")  # what the command changes is put back after the test
-    monkeypatch.delenv("LEXISEG_HOME", raising=False)
+    for name in ("LEXISEG_HOME", "PREFECT_API_URL"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(cli.environment, "keep_memory", lambda: None)
 
     def run(*arguments: object) -> Done:
@@ -93,6 +95,8 @@ OUTSIDE = [
     "ablate lseg",
     "doctor",
     "clean",
+    "plan",
+    "mend",
     "data add x . --adapter folder",
     f"weights add {__file__}",
     "profile list",
@@ -250,6 +254,36 @@ def test_clean_tells_what_it_removed(lexiseg, tree):
     assert done.out == "removed 1 work folders, 1 MB\n"
     assert "kept b-2: a stage is running there" in done.err
     assert (tree / ".lexiseg/work/b-2").is_dir()
+
+
+def test_clean_removes_what_killed_processes_left(lexiseg, tree):
+    write_text(tree / "outputs/lseg/.train.x.part/train/file", "half")
+    write_json(tree / ".dvc/tmp/rwlock", {"read": {"a": [{"pid": 2**22 + 1, "cmd": "dvc repro"}]}, "write": {}})
+    write_text(tree / ".lexiseg/work/a-1.lock", "")
+    with FileLock(str(tree / ".lexiseg/work/b-2.lock")):
+        lexiseg("clean")
+        # A stage is running: what looks half-written may be its own.
+        assert (tree / "outputs/lseg/.train.x.part").is_dir()
+    done = lexiseg("clean")
+    assert ".dvc/tmp/rwlock" not in done.out  # the first has dropped it
+    assert not (tree / "outputs/lseg/.train.x.part").exists()
+    assert not list((tree / ".lexiseg/work").iterdir())
+
+
+def test_plan_and_mend(lexiseg, tree):
+    done = lexiseg("plan")
+    assert done.out.splitlines()[1].startswith("prepare ")
+    assert "cannot run" in done.out
+    assert "data/world is missing" in done.out
+    assert "nothing is computed" in done.out
+    (step,) = json.loads(lexiseg("plan", "prepare", "--json").out)
+    assert step["stage"] == "prepare"
+    assert step["action"] == "blocked"
+    lexiseg("plan", "lseg-trian").in_three_parts("StageError")
+    assert lexiseg("mend").out == "nothing to mend\n"
+    write_text(tree / "dvc.lock", "schema: '2.0'\nstages:\n  prepare:\n    cm")
+    assert lexiseg("mend").out == "dvc.lock was half-written; it is removed\n"
+    assert lexiseg("mend").out == "nothing to mend\n"
 
 
 def test_doctor_ends_with_1_where_something_needs_attention(lexiseg, tree):

@@ -37,7 +37,7 @@ PAGES = [
     *sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.glob("src/**/*.md")),
 ]
 # Pages whose commands train a model of real size or run whole graphs: in `make test-all` only.
-SLOW_PAGES = {"docs/own-data.md", "docs/lseg.md"}
+SLOW_PAGES = {"docs/own-data.md", "docs/lseg.md", "docs/prefect.md"}
 LANGUAGES = ("sh", "console", "python", "yaml")
 # A page may hold a whole repro; on a busy machine that takes its time.
 pytestmark = pytest.mark.timeout(1200)
@@ -47,6 +47,20 @@ INSTEAD = {
     "source .venv/bin/activate": ("", "the tools of this Python are on PATH already"),
     "make test": ("make --dry-run test", "this is a test of `make test`"),
     "make ui": ("make --dry-run ui", "serves until it is stopped; tests/test_make.py starts it and asks for a page"),
+    "python flows/workpools.py": ("", "needs a Prefect server; tests/journeys/test_prefect.py has one"),
+    **dict.fromkeys(
+        ("make server", "make worker"),
+        ("", "serve until they are stopped; tests/journeys/test_prefect.py starts them and looks at what they do"),
+    ),
+    **dict.fromkeys(
+        (
+            "prefect --no-prompt deploy --all",
+            "prefect deployment run reproduce/lseg",
+            "prefect deployment run reproduce/all --param 'settings={\"lseg.train.lr\": 0.002}'",
+        ),
+        ("", "needs a Prefect server; tests/journeys/test_prefect.py has one"),
+    ),
+    "export PREFECT_API_URL=http://127.0.0.1:4200/api": ("", "no server is there, and flows would wait for it"),
     "lexiseg doctor": ("lexiseg doctor || test $? = 1", "finding fault with this machine is its job"),
     "lexiseg ablate lseg --seeds 3": (
         "lexiseg ablate lseg --seeds 1 --variant 'as set'",

@@ -124,3 +124,13 @@ def test_telemetry_that_somebody_switched_on(tree, monkeypatch):
     found = bad(tree)
     assert "DO_NOT_TRACK" in found.what
     assert "unset" in found.fix
+
+
+def test_files_that_a_killed_dvc_left_half_written(tree):
+    write_text(tree / "dvc.lock", "schema: '2.0'\nstages:\n  prepare:\n    cmd: lexiseg\n    deps:\n    - pa")
+    write_text(tree / ".dvc/tmp/rwlock", "")
+    findings = [finding for finding in examine(tree) if not finding.good]
+    assert "dvc cannot read the graph" in findings[0].what
+    finding = findings[1]
+    assert finding.what == "half-written by a killed dvc: dvc.lock, .dvc/tmp/rwlock"
+    assert "lexiseg mend" in finding.fix

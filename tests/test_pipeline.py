@@ -21,7 +21,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def node(**fields) -> Node:
-    return Node(**{"name": "x", "deps": (), "params": (), "outs": (), **fields})
+    return Node(**{"name": "x", "cmd": "true", "deps": (), "params": (), "outs": (), **fields})
 
 
 def test_the_graph_comes_in_an_order_that_can_be_run(tree):

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
-from helpers.small_graph import Settings, Stages, make_small_graph
+from helpers.small_graph import Settings, Stages, code_of, make_small_graph
 
 import lexiseg
+from lexiseg.checkpoint import checkpoint_file
 from lexiseg.errors import SettingsError, StageError
 from lexiseg.history import recall
 from lexiseg.pipeline import read_graph
@@ -66,12 +67,8 @@ class Tree:
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tree]:
     monkeypatch.delenv("LEXISEG_HOME", raising=False)
     tree = Tree(tmp_path / "tree")
-    package = tree.root / "src/lexiseg"
-    monkeypatch.setattr(lexiseg, "__file__", str(package / "__init__.py"))
-    monkeypatch.setattr(lexiseg, "__path__", [*lexiseg.__path__, str(package)])
-    monkeypatch.delitem(sys.modules, "lexiseg.code", raising=False)  # of the tree of another test
-    yield tree
-    sys.modules.pop("lexiseg.code", None)
+    with code_of(tree.root, monkeypatch):
+        yield tree
 
 
 def test_outs_are_published_where_dvc_expects_them(tree):
@@ -365,6 +362,33 @@ def test_a_value_by_its_dotted_key():
 def test_the_module_needs_no_torch():
     code = "import sys, lexiseg.stage, lexiseg.stages.registry; sys.exit('torch' in sys.modules)"
     assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", code]) == 0
+
+
+def test_a_result_without_a_fingerprint_leaves_no_checkpoint_to_bring_it_back(tree):
+    checkpoint = []
+
+    def meanwhile() -> None:
+        checkpoint.append(checkpoint_file("train"))
+        write_text(checkpoint[0], "state")
+        write_text(tree.root / "data/raw/raw.txt", "changed")
+
+    tree.stages.meanwhile = meanwhile
+    with pytest.raises(StageError, match="data/raw changed while first ran"):
+        tree.run("first")
+    assert not checkpoint[0].exists()
+
+
+def test_a_stage_that_waited_looks_again_before_it_links(tree):
+    tree.run("first")
+    job = tree.job("first")
+    started = job.identify()
+    answers = iter([started, {**started, "data/raw": "another"}])
+    with pytest.raises(StageError, match="data/raw changed while first ran"):
+        run_in_working_tree(tree.root, replace(job, identify=lambda: next(answers)))
+    assert tree.stages.ran == ["first"]
+    tree.change("word: b", "word: c")
+    with pytest.raises(StageError, match=r"`word` of params\.yaml changed"):
+        run_in_working_tree(tree.root, job)
 
 
 def test_code_that_changed_before_it_was_imported_is_refused_before_the_stage_runs(tree):

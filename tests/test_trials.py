@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from dvc.repo import Repo
-from helpers.small_graph import Settings, Stages, make_small_graph
+from helpers.small_graph import Settings, Stages, code_of, make_small_graph
 
 from lexiseg import trials as module
 from lexiseg.errors import SettingsError, StageError
@@ -31,9 +31,10 @@ def tree(tmp_path: Path, stages: Stages, monkeypatch: pytest.MonkeyPatch) -> Pat
     root = make_small_graph(tmp_path / "tree")
     monkeypatch.chdir(root)
     values = read_yaml(root / "params.yaml")
-    for name, node in read_graph(root).items():
-        settings = parse(values, Settings)
-        run_in_working_tree(root, job_of(root, node, stages.function(name), settings=settings, values=values))
+    with code_of(root, monkeypatch):
+        for name, node in read_graph(root).items():
+            settings = parse(values, Settings)
+            run_in_working_tree(root, job_of(root, node, stages.function(name), settings=settings, values=values))
     with Repo(str(root)) as repo:
         repo.commit(force=True)
     assert list(read_lock(root)) == ["first", "second", "third"]

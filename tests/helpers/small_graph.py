@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from dvc.repo import Repo
 
+import lexiseg
 from lexiseg.settings import Block
 from lexiseg.storage import write_text
 
@@ -105,6 +109,17 @@ class Stages:
         """The text and the length."""
         text = (inputs["first"] / "text.txt").read_text()
         write_text(outputs / "text.txt", f"{text} {inputs['second/length.txt'].read_text()}")
+
+
+@contextmanager
+def code_of(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the package be that of the tree: its module `code` can be imported."""
+    package = root / "src/lexiseg"
+    monkeypatch.setattr(lexiseg, "__file__", str(package / "__init__.py"))
+    monkeypatch.setattr(lexiseg, "__path__", [*lexiseg.__path__, str(package)])
+    sys.modules.pop("lexiseg.code", None)  # of the tree of another test
+    yield
+    sys.modules.pop("lexiseg.code", None)
 
 
 def make_small_graph(root: Path) -> Path:

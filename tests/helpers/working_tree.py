@@ -50,7 +50,8 @@ for name, node in read_graph(root).items():
 
 def environment(root: Path) -> dict[str, str]:
     """The environment of commands in a working tree: its own package, the tools of this Python, nothing of ours."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LEXISEG", "MLFLOW", "GIT_"))}
+    ours = ("LEXISEG", "MLFLOW", "PREFECT", "GIT_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return {
         **kept,
         "HOME": str(root.parent),

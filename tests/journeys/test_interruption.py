@@ -69,3 +69,27 @@ def test_other_settings_start_anew(micro_tree, tmp_path):
     assert process.wait(timeout=200) == 0
     assert "going on after" not in (tmp_path / "log").read_text()
     assert (micro_tree / "outputs/lseg/train/curve.csv").read_text().count("\n") == 3  # the head and two steps
+
+
+def test_code_that_is_edited_during_training_does_not_lose_the_result(micro_tree, tmp_path):
+    change(micro_tree / "params.yaml", {"lseg": {"train": {"steps": STEPS}}})
+    run(micro_tree, "dvc", "repro", "--single-item", "lseg-train")
+    undisturbed = hash_tree(micro_tree / "outputs/lseg/train")
+    run(micro_tree, "lexiseg", "clean")
+    code = micro_tree / "src/lexiseg/methods/lseg/module.py"
+    before = code.read_text(encoding="utf-8")
+    process = stage(micro_tree, tmp_path / "log")
+    deadline = time.monotonic() + 200
+    while not checkpoints(micro_tree):
+        assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+        time.sleep(0.01)
+    code.write_text(before + "\nraise RuntimeError\n", encoding="utf-8")
+    assert process.wait(timeout=200) == 1
+    text = (tmp_path / "log").read_text()
+    assert "found: src/lexiseg/methods/lseg changed while lseg-train ran" in text
+    assert "the result is kept" in text
+    code.write_text(before, encoding="utf-8")
+    again = stage(micro_tree, tmp_path / "log")
+    assert again.wait(timeout=200) == 0
+    assert "finished before, linking the result" in (tmp_path / "log").read_text()
+    assert hash_tree(micro_tree / "outputs/lseg/train") == undisturbed
