@@ -333,3 +333,13 @@ def test_a_text_that_is_no_list_of_labels(text, found):
     assert found in caught.value.found
     assert caught.value.allowed
     assert caught.value.fix
+
+
+def test_a_model_that_is_made_anew_while_it_is_read_is_an_error_that_says_so(tmp_path, monkeypatch):
+    def gone(folder):
+        raise FileNotFoundError(2, "No such file or directory", str(folder / "model.json"))
+
+    monkeypatch.setattr("lexiseg.inference.Model", gone)
+    with pytest.raises(ModelError, match=r"model\.json went away while the model was read") as caught:
+        load(tmp_path)
+    assert "dvc repro" in caught.value.fix

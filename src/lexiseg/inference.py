@@ -11,7 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from lexiseg.data.adapters.files import picture_pixels, pixel_limit, read_picture
-from lexiseg.errors import DataError, LabelError
+from lexiseg.errors import DataError, LabelError, ModelError
 from lexiseg.methods import load_scorer
 from lexiseg.pictures import overlay
 from lexiseg.segmentation import ImageLike, NamedLabels, Segmentation, check_labels
@@ -95,9 +95,16 @@ def load(folder: str | Path) -> Model:
     """Load a model folder. `lexiseg.load` also takes the MLflow address of a registered model.
 
     Raises:
-        ModelError: not a model folder.
+        ModelError: not a model folder, or one that is being made anew.
     """
-    return Model(Path(folder))
+    try:
+        return Model(Path(folder))
+    except FileNotFoundError as error:
+        raise ModelError(
+            found=f"{error.filename} went away while the model was read",
+            allowed="a model folder that stays as it is",
+            fix="let the `dvc repro` or flow that makes it anew end, then repeat",
+        ) from error
 
 
 def parse_labels(text: str) -> tuple[str, ...]:
