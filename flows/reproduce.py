@@ -36,7 +36,8 @@ from lexiseg.copies import working_copy
 from lexiseg.driver import StoppedError, allow, reproduce_stage, run_group, stop_all
 from lexiseg.errors import DataError, LexisegError, ModelError, SettingsError, StageError, StorageError
 from lexiseg.history import recall
-from lexiseg.pipeline import Node, changed_data, mend, read_graph, run_dvc, upstream_of
+from lexiseg.mend import mend
+from lexiseg.pipeline import Node, changed_data, read_graph, run_dvc, upstream_of
 from lexiseg.reporting import read_report
 from lexiseg.stages.settings import parse_settings, read_values
 from lexiseg.storage import read_json
@@ -152,6 +153,8 @@ def reproduce(
             # Raises the error of one that failed.
             outcomes = {name: future.result() for name, future in futures.items()}
         except StoppedError as error:
+            if not error.expired:
+                raise
             raise StageError(
                 found=f"a stage took longer than {timeout_hours:g} h, in each of {RETRIES + 1} tries: {error}",
                 allowed="stages that end in time",

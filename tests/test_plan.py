@@ -2,51 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from dvc.repo import Repo
+from helpers.shell_graph import DVC_YAML, make_shell_graph, repro, set_params
 
 from lexiseg.checkpoint import Checkpoint, save_checkpoint
 from lexiseg.errors import StageError
 from lexiseg.history import Took, remember
-from lexiseg.pipeline import hash_dependencies, mend, read_graph, read_lock, upstream_of
+from lexiseg.pipeline import hash_dependencies, read_graph, upstream_of
 from lexiseg.plan import Step, _scale, plan, plan_lines
 from lexiseg.stage import FINISHED, fingerprint_of, value_at, work_folder
-from lexiseg.storage import read_json, write_json, write_text
+from lexiseg.storage import write_json, write_text
 
-DVC_YAML = """\
-stages:
-  first:
-    cmd: mkdir -p outputs/first && cat data/raw/raw.txt params.yaml > outputs/first/text.txt
-    deps:
-      - data/raw
-    params:
-      - word
-    outs:
-      - outputs/first
-  second:
-    cmd: mkdir -p outputs/second && wc -l < outputs/first/text.txt > outputs/second/length.txt
-    deps:
-      - outputs/first
-    params:
-      - second
-    outs:
-      - outputs/second/length.txt
-  third:
-    cmd: mkdir -p outputs/third && cat outputs/second/length.txt > outputs/third/text.txt
-    deps:
-      - outputs/second/length.txt
-    outs:
-      - outputs/third/text.txt
-"""
 FOLDER = """\
   left:
     cmd: mkdir -p outputs/sides && cp data/raw/raw.txt outputs/sides/left.txt
@@ -67,35 +38,12 @@ FOLDER = """\
     outs:
       - outputs/fold.txt
 """
-PARAMS = "word: {word}\nsecond:\n  steps: {steps}\n  batch: 8\n"
 
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("LEXISEG_HOME", raising=False)
-    root = tmp_path / "tree"
-    write_text(root / "dvc.yaml", DVC_YAML)
-    write_text(root / "data/raw/raw.txt", "a\n")
-    (root / ".lexiseg").mkdir()
-    Repo.init(str(root), no_scm=True).close()
-    set_params(root)
-    return root
-
-
-def set_params(root: Path, *, word: str = "b", steps: int = 2) -> None:
-    write_text(root / "params.yaml", PARAMS.format(word=word, steps=steps))
-
-
-def repro(root: Path, *arguments: str) -> dict[str, str]:
-    """`dvc repro`, and what it says that it did with each stage."""
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", "repro", *arguments], cwd=root, text=True, capture_output=True, check=True
-    )
-    words = {"is cached - skipping run": "restore", "didn't change, skipping": "nothing"}
-    said = dict.fromkeys(re.findall(r"Running stage '(\w+)'", done.stdout), "run")
-    for text, action in words.items():
-        said |= dict.fromkeys(re.findall(rf"Stage '(\w+)' {text}", done.stdout), action)
-    return said
+    return make_shell_graph(tmp_path / "tree")
 
 
 def actions(root: Path, *targets: str) -> dict[str, str]:
@@ -270,58 +218,3 @@ def test_upstream_is_in_the_order_of_the_graph(tree):
     assert upstream_of(graph, "third") == ["first", "second"]
     assert upstream_of(graph, "third", direct=True) == ["second"]
     assert upstream_of(graph, "first") == []
-
-
-def test_half_written_files_of_dvc_are_mended(tree):
-    repro(tree)
-    assert mend(tree) == []
-    whole = (tree / "dvc.lock").read_bytes()
-    for cut in (0, whole.index(b"second") + 4, len(whole) - 45):
-        write_text(tree / "dvc.lock", whole[:cut].decode())
-        write_text(tree / ".dvc/tmp/rwlock", '{"read": {')
-        assert len(mend(tree)) == 2, whole[:cut]
-        assert read_lock(tree) == {}  # not under git here
-        assert repro(tree) == dict.fromkeys(("first", "second", "third"), "restore")
-        assert (tree / "dvc.lock").read_bytes() == whole
-
-
-def test_a_lock_that_ends_early_but_is_one_is_left_alone(tree):
-    repro(tree)
-    whole = (tree / "dvc.lock").read_text()
-    write_text(tree / "dvc.lock", whole[: whole.index("  third:")])
-    assert mend(tree) == []
-    assert repro(tree) == {"first": "nothing", "second": "nothing", "third": "restore"}
-
-
-def test_locks_of_processes_that_are_gone_are_dropped(tree):
-    repro(tree)
-    table = tree / ".dvc/tmp/rwlock"
-    # As dvc writes it of itself: sys.argv, whose first word is a file where the process was started by -m.
-    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)", "repro", "first"])
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    living = {"pid": other.pid, "cmd": "/somewhere/dvc/__main__.py repro first"}
-    dead, reused = {"pid": gone.pid, "cmd": "dvc repro"}, {"pid": os.getpid(), "cmd": "dvc repro first"}
-    try:
-        write_json(table, {"read": {"a": [dead, living], "b": [reused]}, "write": {"c": dead, "d": living}})
-        assert mend(tree) == [".dvc/tmp/rwlock held 3 locks of processes that are gone; they are removed"]
-        assert read_json(table) == {"read": {"a": [living]}, "write": {"d": living}}
-        assert mend(tree) == []
-    finally:
-        other.kill()
-        other.wait()
-
-
-def test_the_locks_of_a_dvc_that_works_are_left(tree):
-    text = (tree / "dvc.yaml").read_text()
-    wait = "until [ -e go ]; do sleep 0.05; done; cat data/raw"
-    write_text(tree / "dvc.yaml", text.replace("cat data/raw", wait))
-    working = subprocess.Popen([sys.executable, "-m", "dvc", "repro", "first"], cwd=tree)
-    table = tree / ".dvc/tmp/rwlock"
-    deadline = time.monotonic() + 60
-    while not (table.is_file() and "repro" in table.read_text()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    assert mend(tree) == []
-    (tree / "go").touch()
-    assert working.wait(timeout=60) == 0

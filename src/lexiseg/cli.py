@@ -94,7 +94,7 @@ def mend() -> None:
 
     Example: lexiseg mend
     """
-    from lexiseg.pipeline import mend as mend_files
+    from lexiseg.mend import mend as mend_files
 
     done = mend_files(require_root())
     print("\n".join(done) if done else "nothing to mend")
@@ -213,10 +213,12 @@ def doctor() -> None:
 def clean() -> None:
     """Remove the work folders of stages and the copies of flow runs that are not in use, and what dvc left behind.
 
-    outputs/ and DVC's cache stay. Example: lexiseg clean
+    outputs/ and DVC's cache stay.
+
+    Example: lexiseg clean
     """
     from lexiseg.copies import remove_copies
-    from lexiseg.pipeline import mend as mend_files
+    from lexiseg.mend import mend as mend_files
     from lexiseg.stage import clean as clean_work
 
     root = main_checkout(require_root())

@@ -22,7 +22,8 @@ from ruamel.yaml import YAML
 
 from lexiseg.driver import stop_groups
 from lexiseg.errors import LexisegError, StageError
-from lexiseg.pipeline import changed_data, mend, run_dvc
+from lexiseg.mend import mend
+from lexiseg.pipeline import changed_data, run_dvc
 from lexiseg.profiles import use_profile
 from lexiseg.settings import override
 from lexiseg.stages.settings import parse_settings, read_values

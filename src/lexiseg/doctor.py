@@ -134,7 +134,7 @@ def _data(root: Path) -> Finding:
 
 
 def _dvc_files(root: Path) -> Finding:
-    from lexiseg.pipeline import damaged
+    from lexiseg.mend import damaged
 
     names = [path.relative_to(root).as_posix() for path in damaged(root)]
     return Finding(

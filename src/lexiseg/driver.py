@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -126,11 +127,11 @@ def run_group(
     if timer:
         timer.daemon = True
         timer.start()
-    lines: list[str] = []
+    lines: deque[str] = deque(maxlen=200)
     try:
         assert process.stdout
         for line in split_lines(process.stdout):
-            lines = [*lines[-199:], line]
+            lines.append(line)
             say(line)
         code = process.wait()
     except BaseException:
@@ -144,7 +145,7 @@ def run_group(
             _running.discard(process.pid)
     if stopped or expired.is_set():
         raise StoppedError(" ".join(command), expired=expired.is_set())
-    return code, lines
+    return code, list(lines)
 
 
 def allow() -> None:

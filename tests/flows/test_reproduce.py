@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from helpers.working_tree import change, environment, run
 from mlflow import MlflowClient
@@ -121,6 +122,15 @@ def test_a_stage_that_fails_once_is_tried_again(tree, prefect, monkeypatch):
     assert set(reproduce(method="linear").values()) == {"unchanged"}
     assert tried.count("validate") == 2
     assert tried.count("prepare") == 1
+
+
+@pytest.mark.timeout(600)
+def test_a_stage_that_takes_too_long_is_stopped_and_the_run_says_so(tree, prefect):
+    change(tree / "params.yaml", {"lseg": {"train": {"steps": 5000}}})
+    with pytest.raises(StageError, match=r"a stage took longer than 0\.004 h") as caught:
+        reproduce(method="lseg", timeout_hours=0.004)
+    assert "timeout_hours" in caught.value.fix
+    assert not [one for one in psutil.process_iter(["cmdline"]) if str(tree) in " ".join(one.info["cmdline"] or ())]
 
 
 def test_stages_wait_for_memory_and_not_when_they_are_alone(monkeypatch):

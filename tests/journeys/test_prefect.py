@@ -153,12 +153,13 @@ def test_a_worker_is_killed_and_another_finishes_its_run(site, tmp_path):
     added = subprocess.run(command, cwd=site.tree, env=site.variables, text=True, capture_output=True, timeout=120)
     assert "Prefect was told" in added.stdout, added.stdout + added.stderr
 
-    def started() -> bool:
-        waiting = DeploymentFilter(name=DeploymentFilterName(any_=["data-changed"]))
+    def started(deployment: str = "data-changed") -> bool:
+        waiting = DeploymentFilter(name=DeploymentFilterName(any_=[deployment]))
         with temporary_settings({PREFECT_API_URL: site.api}), get_client(sync_client=True) as client:
             return bool(client.read_flow_runs(deployment_filter=waiting))
 
     site.wait(started, seconds=60)
+    site.wait(lambda: started("nightly"), seconds=60)  # planned for the nights to come
 
 
 def test_a_server_that_is_restarted_is_waited_for(site):
