@@ -88,8 +88,29 @@ def test_a_timeout_stops_all_processes_of_the_command(tmp_path):
     script = "sleep 300 & python -c 'import time; time.sleep(300)' & echo $$; wait"
     lines = []
     with pytest.raises(StoppedError, match="because its time was over") as caught:
-        run_group(["bash", "-c", script], tmp_path, say=lines.append, timeout=1.0)
+        run_group(["bash", "-c", script], tmp_path, say=lines.append, timeout=3.0)
     assert caught.value.expired
+    assert left_of(int(lines[0])) == []
+
+
+def test_who_closes_its_output_before_it_ends_is_waited_for(tmp_path):
+    script = """
+import os, signal, sys, time
+if os.fork() == 0:
+    def leave(*_):
+        os.close(1); os.close(2); time.sleep(2); os._exit(0)
+    signal.signal(signal.SIGTERM, leave)
+    print(os.getpgid(0), flush=True)
+time.sleep(300)
+"""
+    lines = []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        threading.Thread(target=stop_all).start()
+
+    with pytest.raises(StoppedError):
+        run_group([sys.executable, "-c", script], tmp_path, say=say)
     assert left_of(int(lines[0])) == []
 
 
@@ -97,8 +118,13 @@ def test_what_ignores_sigterm_is_killed(tmp_path, monkeypatch):
     monkeypatch.setattr(driver, "GRACE", 0.5)
     script = "import os, signal, time; signal.signal(15, signal.SIG_IGN); print(os.getpid()); time.sleep(300)"
     lines = []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        threading.Thread(target=stop_all).start()
+
     with pytest.raises(StoppedError):
-        run_group([sys.executable, "-u", "-c", script], tmp_path, say=lines.append, timeout=2.0)
+        run_group([sys.executable, "-u", "-c", script], tmp_path, say=say)
     assert left_of(int(lines[0])) == []
 
 

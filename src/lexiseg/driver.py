@@ -26,6 +26,7 @@ Outcome = Literal["ran", "linked", "restored", "unchanged"]
 # Seconds between SIGTERM and SIGKILL. A step of a training and its checkpoint fit in, and it is less than the 30 after
 # which Prefect kills a flow that it has cancelled.
 GRACE = 20.0
+KILL = 10.0  # seconds for the kernel to end what got SIGKILL
 PAUSE = 2.0  # seconds between two tries while dvc is busy
 # What DVC and the stage say -> what happened.
 _OUTCOMES: dict[str, Outcome] = {
@@ -144,6 +145,9 @@ def run_group(
             stopped = process.pid not in _running
             _running.discard(process.pid)
     if stopped or expired.is_set():
+        # Another thread stops the group. A dying process closes its output before it is gone, so its last line is not
+        # the end of it yet.
+        _wait_until_gone([process.pid], GRACE + KILL)
         raise StoppedError(" ".join(command), expired=expired.is_set())
     return code, list(lines)
 
@@ -164,13 +168,11 @@ def stop_all() -> None:
 
 def stop_groups(groups: Sequence[int], *, grace: float | None = None) -> None:
     """End process groups: SIGTERM, and after `grace` seconds (GRACE) SIGKILL. Returns when no process is left."""
-    for number, seconds in ((signal.SIGTERM, GRACE if grace is None else grace), (signal.SIGKILL, 10.0)):
+    for number, seconds in ((signal.SIGTERM, GRACE if grace is None else grace), (signal.SIGKILL, KILL)):
         for group in groups:
             with suppress(ProcessLookupError):
                 os.killpg(group, number)
-        deadline = time.monotonic() + seconds
-        while _living(groups) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        _wait_until_gone(groups, seconds)
 
 
 def split_lines(stream: IO[bytes]) -> Iterator[str]:
@@ -181,6 +183,12 @@ def split_lines(stream: IO[bytes]) -> Iterator[str]:
         yield from (text for line in lines if (text := line.decode("utf-8", "replace").rstrip()))
     if rest.strip():
         yield rest.decode("utf-8", "replace").rstrip()
+
+
+def _wait_until_gone(groups: Sequence[int], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while _living(groups) and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def _living(groups: Sequence[int]) -> list[int]:
