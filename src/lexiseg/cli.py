@@ -128,6 +128,48 @@ def predict(
     print(f"written to {out}")
 
 
+@app.command("import")
+def import_(
+    method: str,
+    file: Annotated[Path, typer.Argument(help="Checkpoint: .ckpt, .pt, .pth or .safetensors.")],
+    out: Annotated[Path | None, typer.Option(help="Model folder to write; by default models/<file name>.")] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="Encode or model folder with the text encoder, where the file has none.")
+    ] = None,
+    classes: Annotated[
+        Path | None, typer.Option(help="Text file with a class name per line, noted as the model's vocabulary.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value that the file does not tell; may be given again.")
+    ] = None,
+    licence: Annotated[str | None, typer.Option(help="Of the weights, for the model's card.")] = None,
+) -> None:
+    """Turn a checkpoint of the official implementation into a model folder. No code in the file is executed.
+
+    Example: lexiseg import lseg demo_e200.ckpt --out models/demo_e200
+    """
+    import yaml
+
+    from lexiseg.errors import SettingsError
+    from lexiseg.importing import import_model
+
+    wrong = [pair for pair in set_ or () if "=" not in pair]
+    if wrong:
+        raise SettingsError(found=f"--set {wrong[0]}", allowed="--set key=value", fix="write it like --set heads=12")
+    options = {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in set_ or ())}
+    report = import_model(
+        method,
+        file,
+        out=out or Path("models") / file.stem,
+        text=text,
+        classes=_lines_of(classes),
+        options=options,
+        licence=licence,
+    )
+    print("\n".join(report.lines()))
+    print(f'try it: lexiseg predict photo.jpg --labels "dog, grass, other" --model {report.folder} --out predictions')
+
+
 @app.command()
 def report(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
@@ -163,6 +205,7 @@ def sync() -> None:
 def ablate(
     method: str,
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, counted from 0.")] = 3,
+    table: Annotated[str | None, typer.Option(help="Which comparison; without it the method's controls.")] = None,
     variant: Annotated[list[str] | None, typer.Option(help="Only this variant; may be given again.")] = None,
     split: Annotated[
         list[str] | None, typer.Option(help="Evaluate on this split (val while choosing); may be given again.")
@@ -171,14 +214,17 @@ def ablate(
 ) -> None:
     """Run a method's variants and controls over several seeds and print the table.
 
-    Example: lexiseg ablate lseg --seeds 3
+    Tables of lseg: controls, blocks (spatial regularisation), text-encoder.
+
+    Example: lexiseg ablate lseg --table blocks --seeds 3
     """
     root = require_root()
     _use_working_tree(root)
     from lexiseg.stages.settings import parse_settings, read_values
 
     values = read_values(root)
-    target = (out or private_folder(root) / "ablations" / f"{method}-{values.get('profile')}.json").absolute()
+    name = "-".join(filter(None, [method, table, str(values.get("profile"))]))
+    target = (out or private_folder(root) / "ablations" / f"{name}.json").absolute()
     _prepare_process(root, threads=parse_settings(values).threads)
     from lexiseg.ablation import ablate as run_ablation
     from lexiseg.ablation import retrieval_lines, table_lines
@@ -186,7 +232,7 @@ def ablate(
     from lexiseg.storage import write_json
 
     made = made_with(root)  # as it is now: a commit may be made while the trials run
-    result = run_ablation(root, method, seeds=range(seeds), variants=variant or (), splits=split or ())
+    result = run_ablation(root, method, seeds=range(seeds), table=table, variants=variant or (), splits=split or ())
     write_json(target, result | {"made_with": made})
     print("\n".join([*table_lines(result), "", *retrieval_lines(result)]))
     print(f"written to {target}")
@@ -235,7 +281,9 @@ def clean() -> None:
 def data_add(
     name: str,
     path: Annotated[Path, typer.Argument(help="Folder of the raw files.")],
-    adapter: Annotated[str, typer.Option(help="Layout of the files: camvid, folder, world.")],
+    adapter: Annotated[
+        str, typer.Option(help="Layout of the files: camvid, coco, coco20i, folder, fss, pascal5i, world.")
+    ],
 ) -> None:
     """Check a data set, copy it to data/NAME and version it in data.dvc (on no remote).
 
@@ -355,6 +403,23 @@ def profile_save(name: str) -> None:
 
     keys = save_profile(require_root(), name)
     print(f"profiles/{name}.yaml: {len(keys)} values")
+
+
+def _lines_of(path: Path | None) -> list[str]:
+    """Names from a text file, without empty lines."""
+    if path is None:
+        return []
+    from lexiseg.errors import DataError
+
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            found=f"{path} cannot be read ({type(error).__name__})",
+            allowed="a UTF-8 text file with a name per line",
+            fix="check the path",
+        ) from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 def main() -> None:

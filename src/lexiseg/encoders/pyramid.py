@@ -187,9 +187,21 @@ def resize_positions(positions: Tensor, *, height: int, width: int) -> Tensor:
 
 
 def build_timm_backbone(
-    name: str, *, options: dict[str, Any], readout: Readout, weights: dict[str, Tensor] | None
+    name: str,
+    *,
+    options: dict[str, Any],
+    readout: Readout,
+    weights: dict[str, Tensor] | None,
+    channels: Sequence[int] | None = None,
 ) -> VitBackbone | CnnBackbone:
     """A backbone by timm's name, with the ImageNet weights of the encode folder where there are any.
+
+    Args:
+        name: of timm.
+        options: for timm.create_model.
+        readout: of a ViT's class token.
+        weights: its state dict; None leaves it untrained.
+        channels: of a ViT's four maps; None: those of DPT for its width.
 
     Raises:
         ModelError: a backbone that gives no pyramid, or weights that lack tensors.
@@ -203,7 +215,7 @@ def build_timm_backbone(
                 fix="choose another `encode.backbone.name`",
             )
         _load(vit, weights)
-        return VitBackbone(vit, readout=readout)
+        return VitBackbone(vit, readout=readout, channels=tuple(channels) if channels else None)
     backbone = CnnBackbone(name, options=options)
     _load(backbone.cnn, weights)
     return backbone

@@ -31,7 +31,8 @@ class Method:
         load: model folder (Path) -> Scorer; `encode=` and `predict=` are those of `load_scorer`.
         stages: the method's own graph nodes, by the name after "<method>-".
         settings: its Block in params.yaml.
-        ablations: variant name -> changed settings.
+        ablations: table name -> variant name -> changed settings; the first table is the usual one.
+        importer: (ForeignCheckpoint, options) -> Imported, for checkpoints of the official implementation.
     """
 
     folder: str
@@ -39,6 +40,30 @@ class Method:
     stages: Mapping[str, str] = field(default_factory=dict)
     settings: str | None = None
     ablations: str | None = None
+    importer: str | None = None
+
+
+@dataclass(frozen=True)
+class Imported:
+    """An official checkpoint in our words.
+
+    Attributes:
+        config: model.json.
+        tensors: model.safetensors, complete.
+        text_dim: size of the label vectors that the network expects.
+        clip: config and state dict of the CLIP that the checkpoint carries, or None.
+        dropped: how many tensors were left out on purpose, by the start of their names.
+        unexpected: official names that the importer does not know.
+        licence: of the weights.
+    """
+
+    config: dict[str, Any]
+    tensors: Mapping[str, Any]
+    text_dim: int
+    clip: tuple[dict[str, Any], Mapping[str, Any]] | None
+    dropped: Mapping[str, int]
+    unexpected: tuple[str, ...]
+    licence: str
 
 
 METHODS: dict[str, Method] = {
@@ -47,7 +72,8 @@ METHODS: dict[str, Method] = {
         load="lexiseg.methods.lseg.segmenter:LSegSegmenter.load",
         stages={"train": "lexiseg.methods.lseg.stages:train"},
         settings="lexiseg.methods.lseg.settings:LSegSettings",
-        ablations="lexiseg.methods.lseg.ablations:VARIANTS",
+        ablations="lexiseg.methods.lseg.ablations:TABLES",
+        importer="lexiseg.methods.lseg.checkpoint:import_checkpoint",
     ),
 }
 

@@ -54,7 +54,11 @@ def build_model(config: dict[str, Any], *, weights: dict[str, Tensor] | None = N
         network: Any = TinyBackbone(build_clip(config["clip"], source="model.json").visual)  # type: ignore[arg-type]
     else:
         network = build_timm_backbone(
-            backbone["name"], options=backbone["options"], readout=settings.readout, weights=weights
+            backbone["name"],
+            options=backbone["options"],
+            readout=settings.readout,
+            weights=weights,
+            channels=backbone.get("channels"),
         )
     regularisation = None
     if settings.block != "none":

@@ -1,0 +1,122 @@
+"""Checkpoints of other programs: tensors and settings out of them, without executing their code."""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lexiseg.errors import ModelError
+from lexiseg.storage import load_tensors, sha256_of_file
+
+# Programs whose classes are taken for plain data: their objects are read as tables, the classes never imported.
+# Whatever else a pickle asks for is refused by its name.
+_HARMLESS = ("argparse.", "pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.", "yacs.")
+
+
+@dataclass(frozen=True)
+class ForeignCheckpoint:
+    """What a weight file of another program holds.
+
+    Attributes:
+        file: its name, without folders.
+        sha256: of its bytes.
+        tensors: by the names of that program.
+        settings: what it calls hyper-parameters; empty where it has none. Values that are no plain data are left out.
+        unread: classes of that program whose objects were read as plain tables.
+    """
+
+    file: str
+    sha256: str
+    tensors: Mapping[str, Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
+
+
+class _Inert:
+    """Takes the place of a class that is not imported: makes a table of what its object held, and does nothing."""
+
+    def __new__(cls, *arguments: Any, **named: Any) -> Any:
+        return OrderedDict()  # the one table that torch's safe unpickler also gives attributes
+
+
+def read_checkpoint(path: Path | str) -> ForeignCheckpoint:
+    """Read a safetensors file, a state dict, or a checkpoint of PyTorch Lightning.
+
+    Objects in a pickle that belong to a known program, such as the settings that Lightning keeps beside the weights,
+    are read as tables. Any other one is refused: it could be code.
+
+    Raises:
+        ModelError: the file is missing, damaged, or asks for anything else than tensors and plain data.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors" or not path.is_file():
+        tensors = load_tensors(path)
+        return ForeignCheckpoint(file=path.name, sha256=sha256_of_file(path), tensors=tensors)
+    import torch
+    from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+
+    try:
+        asked = get_unsafe_globals_in_checkpoint(path)
+    except OSError:
+        raise
+    except Exception:  # damaged, or the format before torch 1.6, which torch.load below reads or refuses
+        asked = []
+    strange = sorted(name for name in asked if not name.startswith(_HARMLESS))
+    if strange:
+        raise ModelError(
+            found=f"{path} asks for {', '.join(strange[:5])}" + (f" and {len(strange) - 5} more" * (len(strange) > 5)),
+            allowed="tensors and plain data; code in a weight file is never executed",
+            fix="where you trust the file, load it with the program that wrote it, save its state_dict as "
+            "safetensors, and import that",
+        )
+    try:
+        with safe_globals([(_Inert, name) for name in asked]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle ends in nearly any kind of error
+        raise ModelError(
+            found=f"{path} is damaged, no checkpoint at all, or asks for code ({_reason(error)})",
+            allowed="a complete .safetensors file, or what torch.save wrote",
+            fix="fetch the file again and compare its size; a web page saved in place of a file looks like this too",
+        ) from error
+    content = content if isinstance(content, dict) else {}
+    state = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), content)
+    tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    if not tensors:
+        raise ModelError(
+            found=f"{path} holds no tensors, neither by themselves nor under `state_dict` or `model`",
+            allowed="a state dict, or a checkpoint with one",
+            fix="save `model.state_dict()` and import that file",
+        )
+    settings = _table(content.get("hyper_parameters"))
+    return ForeignCheckpoint(
+        file=path.name,
+        sha256=sha256_of_file(path),
+        tensors=tensors,
+        settings={str(k): v for k, v in settings.items() if _is_plain(v)},
+        unread=tuple(sorted(asked)),
+    )
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _table(value: Any) -> dict[Any, Any]:
+    # Lightning writes a dict, a dict with attributes, or a namespace.
+    return (
+        {**vars(value), **value} if isinstance(value, OrderedDict) else dict(value) if isinstance(value, dict) else {}
+    )
+
+
+def _reason(error: Exception) -> str:
+    # torch's own text recommends to read such a file with its code.
+    named = re.search(r"GLOBAL (\S+)", str(error))
+    return f"it asks for {named[1]}" if named else type(error).__name__

@@ -1,0 +1,142 @@
+"""Checkpoints of the official implementations -> model folders like those that the graph registers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lexiseg
+from lexiseg.encoders.openai_clip import save_openai_clip
+from lexiseg.encoders.text import copy_text, load_text
+from lexiseg.errors import ModelError
+from lexiseg.foreign import read_checkpoint
+from lexiseg.methods import METHODS, Imported, resolve
+from lexiseg.segmentation import check_labels
+from lexiseg.storage import atomic_path, save_tensors, write_json
+from lexiseg.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What became of a checkpoint.
+
+    Attributes:
+        folder: the model folder.
+        used: number of tensors that the network took.
+        dropped: tensors left out on purpose, counted by the start of their names.
+        unexpected: names that the importer does not know.
+        unread: classes in the file whose objects were read as plain tables.
+        text: where the label vectors come from.
+    """
+
+    folder: Path
+    used: int
+    dropped: Mapping[str, int]
+    unexpected: tuple[str, ...]
+    unread: tuple[str, ...]
+    text: str
+
+    def lines(self) -> list[str]:
+        """The report in words, a line per fact."""
+        lines = [f"{self.used} tensors used, none missing"]
+        lines += [f"left out, as nothing computes with it: {name}.* ({n} tensors)" for name, n in self.dropped.items()]
+        lines += [f"unexpected, not used: {name}" for name in self.unexpected]
+        lines += [f"read as plain data, without its code: {name}" for name in self.unread]
+        return [*lines, f"text side: {self.text}", f"written to {self.folder}"]
+
+
+def import_model(
+    method: str,
+    file: Path,
+    *,
+    out: Path,
+    text: Path | None = None,
+    classes: Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
+    licence: str | None = None,
+) -> ImportReport:
+    """Turn an official checkpoint into a model folder.
+
+    Args:
+        method: name in the registry.
+        file: the checkpoint; see `lexiseg.foreign.read_checkpoint`.
+        out: the folder to write, which must not exist.
+        text: encode or model folder whose text side is taken; None: the CLIP inside the checkpoint.
+        classes: names to note as the model's vocabulary; MLflow's registry needs one.
+        options: what the method's importer cannot find in the file.
+        licence: of the weights, where it is another one than the method's importer states.
+
+    Raises:
+        ModelError: a method without an importer, a file that is not its checkpoint, or no text side that fits.
+        SettingsError: wrong options.
+        LabelError: faulty class names.
+    """
+    entry = METHODS.get(method)
+    if entry is None or entry.importer is None:
+        raise ModelError(
+            found=f"no importer for `{method}`",
+            allowed=", ".join(name for name, known in METHODS.items() if known.importer),
+            fix="name one of these",
+        )
+    if out.exists():
+        raise ModelError(found=f"{out} exists", allowed="a new folder", fix="name another one with --out, or remove it")
+    vocabulary = Vocabulary(names=check_labels(classes)) if classes else None
+    checkpoint = read_checkpoint(file)
+    imported: Imported = resolve(entry.importer)(checkpoint, options or {})
+    licence = licence or imported.licence
+    with atomic_path(out) as folder:
+        folder.mkdir()
+        origin = _write_text(folder, imported, text)
+        dim = load_text(folder).dim
+        if dim != imported.text_dim:
+            raise ModelError(
+                found=f"label vectors of {dim} numbers ({origin}) for a network of {imported.text_dim}",
+                allowed="the text encoder that the network was trained with",
+                fix="name an encode or model folder that has it: --text FOLDER",
+            )
+        backbone = {**imported.config["backbone"], "licence": licence}
+        write_json(folder / "model.json", {**imported.config, "backbone": backbone})
+        save_tensors(folder / "model.safetensors", dict(imported.tensors))
+        if vocabulary:
+            write_json(folder / "vocabulary.json", vocabulary.to_json())
+        source = {"file": checkpoint.file, "sha256": checkpoint.sha256, "unexpected": list(imported.unexpected)}
+        licences = {"weights": licence, "text": load_text(folder).licence, "code": "Apache-2.0"}
+        package = f"lexiseg {lexiseg.__version__}"
+        card = {"method": method, "package": package, "imported": source, "licences": licences}
+        write_json(folder / "card.json", card)
+    return ImportReport(
+        folder=out,
+        used=len(imported.tensors),
+        dropped=imported.dropped,
+        unexpected=imported.unexpected,
+        unread=checkpoint.unread,
+        text=origin,
+    )
+
+
+def _write_text(folder: Path, imported: Imported, text: Path | None) -> str:
+    """Write the text side; returns where it comes from, in words."""
+    if text is not None:
+        if not (text / "text" / "text.json").is_file():
+            raise ModelError(
+                found=f"{text} has no text/text.json",
+                allowed="an encode or model folder, such as outputs/encode",
+                fix="name the right one",
+            )
+        copy_text(text, folder)
+        return f"that of {text.name}"
+    if imported.clip is None:
+        raise ModelError(
+            found="the checkpoint carries no CLIP, so nothing would turn words into vectors",
+            allowed="a checkpoint with the text encoder in it, or a folder that has one",
+            fix="name the folder: --text outputs/encode, where `encode` was run with that CLIP",
+        )
+    config, state = imported.clip
+    (folder / "clip").mkdir()
+    save_openai_clip(folder / "clip", config, state)
+    # Labels go in bare, as the official code does it.
+    text_config = {"source": "clip", "licence": config["licence"], "templates": ["{}"]}
+    write_json(folder / "text" / "text.json", text_config)
+    return f"the CLIP in the checkpoint ({config['model']['embed_dim']} numbers per label)"
