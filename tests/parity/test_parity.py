@@ -1,0 +1,44 @@
+"""Golden tensors of the official implementations: every fixture in the folder, by the runner of its kind.
+
+They are no part of the repository: LEXISEG_PARITY_DIR names their folder (default: ../shared/parity beside it). A
+fixture is NAME.safetensors with NAME.json, which describes it. A runner takes both and compares; `RUNNERS` finds it
+by the name. A fixture of a method that lexiseg has, and that no runner knows, fails.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from lexiseg.methods import METHODS
+from parity.lseg import RUNNERS as LSEG
+
+FOLDER = Path(os.environ.get("LEXISEG_PARITY_DIR") or Path(__file__).parents[3] / "shared/parity")
+RUNNERS = {**LSEG}
+NAMES = sorted(path.stem for path in FOLDER.glob("*.safetensors"))
+# Methods whose official code fixtures may come from.
+_FIVE = ("lseg", "xdecoder", "tcl", "stego", "ovseg")
+
+
+def runner_of(name: str):
+    return next((run for pattern, run in RUNNERS.items() if re.fullmatch(pattern, name)), None)
+
+
+@pytest.mark.parametrize("name", NAMES or [None])
+def test_fixture(name, record_property):
+    if name is None:
+        pytest.skip(f"no fixtures in {FOLDER}; set LEXISEG_PARITY_DIR to the folder that has them")
+    run = runner_of(name)
+    record_property("parity", "known" if run else "unknown")
+    method = name.partition("_")[0]
+    if run is None and method in _FIVE and method not in METHODS:
+        pytest.skip(f"{name}: the method {method} is not there yet")
+    if run is None:
+        pytest.fail(f"no runner for the fixture {name}")
+    description = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    run(load_file(FOLDER / f"{name}.safetensors"), description)
