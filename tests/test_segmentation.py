@@ -57,6 +57,19 @@ def test_area_and_mean_score():
     assert result.protocol == "p"
 
 
+def test_the_mean_score_of_thousands_of_labels_in_chunks(monkeypatch):
+    scores = 5 * torch.randn(50, 4, 6, generator=torch.Generator().manual_seed(0))
+    labels = [f"label {number}" for number in range(50)]
+    whole = Segmentation.from_scores(labels=labels, scores=scores, height=8, width=12)
+    labels = [label for label in labels if whole.area(label)]
+    expected = [whole.mean_score(label) for label in labels]
+    assert len(labels) > 10
+    monkeypatch.setattr(segmentation, "_CHUNK_VALUES", 24 * 7)
+    chunked = Segmentation.from_scores(labels=whole.labels, scores=scores, height=8, width=12)
+    assert [chunked.mean_score(label) for label in labels] == pytest.approx(expected, rel=1e-5)
+    assert sum(chunked.area(label) for label in labels) == pytest.approx(1.0)
+
+
 def test_mean_score_weighs_cells_by_the_share_the_region_covers():
     # One score cell for the left half, one for the right; the label covers all of the left and half of the right.
     label_map = np.array([[0, 0, 0, 1]], dtype=np.int32)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
@@ -173,7 +174,7 @@ class Segmentation:
 
     def area(self, label: str) -> float:
         """Share of the picture that the label covers, 0..1."""
-        return float((self.label_map == self.index(label)).mean())
+        return float(self._pixels[self.index(label)] / self.label_map.size)
 
     def mean_score(self, label: str) -> float | None:
         """Mean probability (softmax over the labels, 0..1) of a label over the region it covers.
@@ -182,12 +183,25 @@ class Segmentation:
         label covers nothing.
         """
         position = self.index(label)
-        region = torch.from_numpy(self.label_map == position)
-        if not region.any():
+        if not self._pixels[position]:
             return None
+        region = torch.from_numpy(self.label_map == position)
         scores = torch.from_numpy(self.scores)
         weight = functional.interpolate(region[None, None].float(), size=scores.shape[1:], mode="area")[0, 0]
         if not weight.any():  # more score cells than pixels, and the region fell between them
             weight = torch.ones_like(weight)
-        probability = (scores[position] - scores.logsumexp(dim=0)).exp()
+        probability = (scores[position] - self._log_sum).exp()
         return float((probability * weight).sum() / weight.sum())
+
+    # Once for all labels: with thousands of them, a pass over picture or scores for each takes minutes.
+
+    @cached_property
+    def _pixels(self) -> np.ndarray:
+        return np.bincount(self.label_map.ravel(), minlength=len(self.labels))
+
+    @cached_property
+    def _log_sum(self) -> torch.Tensor:
+        """(h, w) logarithm of the softmax' denominator, in chunks of labels, since `logsumexp` copies them."""
+        scores = torch.from_numpy(self.scores)
+        chunk = max(1, _CHUNK_VALUES // max(1, scores[0].numel()))
+        return torch.stack([part.logsumexp(dim=0) for part in scores.split(chunk)]).logsumexp(dim=0)

@@ -47,6 +47,25 @@ def test_unit_vectors_at_half_resolution():
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("count", [2, 40])
+def test_every_picture_may_have_labels_of_its_own(count):
+    network = model(regularisation=regularisation())
+    images, text = torch.cat([pictures(), pictures().flip(-1)]), torch.stack([vectors(count), vectors(count).flip(0)])
+    together = network(images, text)
+    for position in range(2):
+        alone = network(images[position : position + 1], text[position])
+        torch.testing.assert_close(together[position : position + 1], alone, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("block", [None, "bottleneck", "depthwise"])
+def test_scores_are_the_same_with_and_without_gradients(block):
+    network, text = model(regularisation=block and regularisation(block, 3)), vectors(9)
+    with torch.inference_mode():
+        in_place = network(pictures(), text)
+    torch.testing.assert_close(in_place, network(pictures(), text).detach())
+
+
+@torch.inference_mode()
 def test_scores_are_scaled_cosines():
     network, text = model(), vectors(5)
     embedded = network.embed(pictures())

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lexiseg.methods.lseg import regularisation
 from lexiseg.methods.lseg.regularisation import SpatialRegularisation
 
 
@@ -17,6 +18,17 @@ def once(module, x):
     weight, bias = module.depthwise.weight, module.depthwise.bias
     result = torch.cat([F.conv2d(x[:, k : k + 1], weight, bias, padding=1) for k in range(x.shape[1])], dim=1)
     return result + x.max(dim=1, keepdim=True).values if module.block == "bottleneck" else result
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", ["bottleneck", "depthwise"])
+@pytest.mark.parametrize("values", [1, 200, 10**6])
+def test_in_place_and_in_chunks_of_labels(kind, values, monkeypatch):
+    monkeypatch.setattr(regularisation, "CHUNK_VALUES", values)
+    module, x = block(kind, 3), torch.randn(2, 7, 5, 6)
+    expected, copy = module(x), x.clone()
+    assert module.apply_(copy) is copy
+    torch.testing.assert_close(copy, expected)
 
 
 KINDS = ["bottleneck", "depthwise"]

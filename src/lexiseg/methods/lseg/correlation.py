@@ -11,9 +11,9 @@ SMALLEST_SHARE = 1e-6
 
 
 def correlate(embedded: Tensor, text: Tensor) -> Tensor:
-    """Cosines (B, N, h, w) of unit pixel embeddings (B, C, h, w) and unit label vectors (N, C)."""
+    """Cosines (B, N, h, w) of unit pixel embeddings (B, C, h, w) and unit label vectors (N, C) or (B, N, C)."""
     batch, channels, height, width = embedded.shape
-    return (text @ embedded.reshape(batch, channels, height * width)).reshape(batch, len(text), height, width)
+    return (text @ embedded.reshape(batch, channels, height * width)).reshape(batch, -1, height, width)
 
 
 def correlate_through_head(features: Tensor, head: nn.Conv2d, text: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ def correlate_through_head(features: Tensor, head: nn.Conv2d, text: Tensor) -> T
     Args:
         features: decoder output (B, F, h, w).
         head: 1x1 convolution F -> C with bias.
-        text: unit label vectors (N, C).
+        text: unit label vectors (N, C), or (B, N, C) where every picture has labels of its own.
 
     Returns:
         (B, N, h, w), equal to `correlate(normalise(head(features)), text)` up to rounding; never in half precision.
@@ -37,8 +37,8 @@ def correlate_through_head(features: Tensor, head: nn.Conv2d, text: Tensor) -> T
     # The terms of |x|^2 may cancel: in bfloat16 a "cosine" of thousands comes out where W f and -b are close.
     with torch.autocast(features.device.type, enabled=False):
         flat = features.reshape(batch, channels, height * width).to(weight.dtype)
-        products = (text @ weight) @ flat + (text @ bias)[:, None]
+        products = (text @ weight) @ flat + (text @ bias)[..., None]
         outer = (flat * ((weight.T @ weight) @ flat)).sum(dim=1, keepdim=True) + bias @ bias
         squared = outer + 2 * ((weight.T @ bias)[None] @ flat)
         floor = (SMALLEST_SHARE * outer.detach()).clamp(min=SMALLEST_NORM**2)
-        return (products / torch.maximum(squared, floor).sqrt()).reshape(batch, len(text), height, width)
+        return (products / torch.maximum(squared, floor).sqrt()).reshape(batch, -1, height, width)

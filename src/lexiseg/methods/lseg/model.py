@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -78,13 +79,18 @@ class LSeg(nn.Module):
         return F.normalize(embedded, dim=1)
 
     def score(self, embedded: Tensor, text: Tensor) -> Tensor:
-        """Logits (B, N, h, w) of unit pixel embeddings (B, C, h, w) and unit label vectors (N, C)."""
+        """Logits (B, N, h, w) of unit pixel embeddings (B, C, h, w) and unit label vectors (N, C) or (B, N, C)."""
         return self._logits(correlate(embedded, text))
 
     def forward(self, images: Tensor, text: Tensor) -> Tensor:
-        """Logits (B, N, H, W) at the size of the images."""
+        """Logits (B, N, H, W) at the size of the images (B, 3, H, W).
+
+        Args:
+            images: normalised.
+            text: unit label vectors (N, C), or (B, N, C) where every picture has labels of its own.
+        """
         size = (images.shape[-2], images.shape[-1])
-        if self.clip_residual or len(text) >= text.shape[1]:
+        if self.clip_residual or text.shape[-2] >= text.shape[-1]:
             logits = self.score(self.embed(images), text)
         else:
             features = self.decoder(self.backbone(images), image_size=size)
@@ -101,5 +107,9 @@ class LSeg(nn.Module):
         return self
 
     def _logits(self, cosines: Tensor) -> Tensor:
-        logits = self.scale * cosines
-        return logits if self.regularisation is None else self.regularisation(logits)
+        if torch.is_grad_enabled():
+            logits = self.scale * cosines
+            return logits if self.regularisation is None else self.regularisation(logits)
+        # With thousands of labels, a second copy of the logits is what would not fit into memory.
+        logits = cosines.mul_(self.scale)
+        return logits if self.regularisation is None else self.regularisation.apply_(logits)

@@ -7,6 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+# Values that one chunk of labels has (float32: 64 MiB).
+CHUNK_VALUES = 1 << 24
+
 ACTIVATIONS = {"lrelu": nn.LeakyReLU(0.01), "tanh": nn.Tanh(), "relu": nn.ReLU()}
 
 
@@ -37,10 +40,23 @@ class SpatialRegularisation(nn.Module):
     def forward(self, logits: Tensor) -> Tensor:
         """(B, N, h, w) -> (B, N, h, w)."""
         for turn in range(self.depth):
-            batch, labels, height, width = logits.shape
-            flat = logits.reshape(batch * labels, 1, height, width)
-            result = self.depthwise(flat).reshape(batch, labels, height, width)
-            if self.block == "bottleneck":
-                result = result + torch.amax(logits, dim=1, keepdim=True)
-            logits = result if turn == self.depth - 1 else self.activation(result)
+            peak = torch.amax(logits, dim=1, keepdim=True) if self.block == "bottleneck" else None
+            logits = self._once(logits, peak, last=turn == self.depth - 1)
         return logits
+
+    def apply_(self, logits: Tensor) -> Tensor:
+        """The same without gradients and in place, a chunk of labels at a time, so that no copy is made."""
+        labels, values = logits.shape[1], logits[:, :1].numel()
+        chunk = max(1, CHUNK_VALUES // max(1, values))
+        for turn in range(self.depth):
+            peak = torch.amax(logits, dim=1, keepdim=True) if self.block == "bottleneck" else None
+            for start in range(0, labels, chunk):
+                part = logits[:, start : start + chunk]
+                part.copy_(self._once(part, peak, last=turn == self.depth - 1))
+        return logits
+
+    def _once(self, logits: Tensor, peak: Tensor | None, *, last: bool) -> Tensor:
+        result = self.depthwise(logits.flatten(0, 1)[:, None]).reshape(logits.shape)
+        if peak is not None:
+            result = result + peak
+        return result if last else self.activation(result)
