@@ -6,9 +6,11 @@ from helpers.tiny import encoded, settings, small_vit
 from lexiseg.data.transforms import normalise
 from lexiseg.encoders.pyramid import VitBackbone
 from lexiseg.encoders.text import load_text
+from lexiseg.errors import SettingsError
 from lexiseg.methods.lseg.build import new_model, save_model
 from lexiseg.methods.lseg.model import LSeg
 from lexiseg.methods.lseg.segmenter import LSegSegmenter
+from lexiseg.methods.lseg.settings import PredictSettings
 from lexiseg.storage import read_json, write_json
 
 
@@ -79,9 +81,10 @@ def test_sides_that_are_no_whole_patches(segmenter, height, width, expected):
 def test_the_input_is_resized_with_aligned_corners():
     # As the authors resize: the corner pixels stay where they are.
     model = LSeg(VitBackbone(small_vit(), readout="project"), text_dim=6, features=8, temperature=0.07)
-    segmenter = LSegSegmenter(model, text=None, mean=(0,) * 3, std=(1,) * 3, resize=(32, 48))  # type: ignore[arg-type]
+    options = PredictSettings(resize=(32, 48))
+    segmenter = LSegSegmenter(model, text=None, mean=(0,) * 3, std=(1,) * 3, options=options)  # type: ignore[arg-type]
     image = picture(20, 30)
-    prepared = segmenter._prepare(image[None])
+    prepared = segmenter._sized(torch.from_numpy(image[None]).permute(0, 3, 1, 2).float() / 255)
     assert prepared.shape == (1, 3, 32, 48)
     for row, column in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
         assert np.allclose(prepared[0, :, row, column] * 255, image[row, column], atol=1e-3)
@@ -103,6 +106,63 @@ def test_a_long_side_is_limited(folders, max_side, size):
     model, encode = folders
     segmenter = LSegSegmenter.load(model, encode=encode, predict={"resize": None, "max_side": max_side})
     assert segmenter.scores([picture(32, 96)], LABELS)[0].shape[1:] == size
+
+
+# ---- several scales, mirrored copies, windows ---------------------------------------------------------------------
+
+
+def scored(folders, image, **options):
+    model, encode = folders
+    return LSegSegmenter.load(model, encode=encode, predict=options).scores([image], LABELS)[0]
+
+
+def test_one_scale_of_the_whole_picture_is_the_plain_pass(folders):
+    image = picture(32, 48)
+    twice = scored(folders, image, scales=(1.0, 1.0))
+    plain = torch.from_numpy(scored(folders, image))[None]
+    # Both end at half the picture's size; the sum goes over the full size on its way.
+    full = torch.nn.functional.interpolate(plain, size=(32, 48), mode="bilinear", align_corners=True)
+    half = torch.nn.functional.interpolate(full, size=(16, 24), mode="bilinear", align_corners=True)[0]
+    assert np.allclose(twice, 2 * half.numpy(), atol=1e-4)
+
+
+def test_mirrored_copies_make_the_scores_of_mirrored_pictures_mirrored(folders):
+    image = picture(32, 48)
+    one = scored(folders, image, flip=True)
+    other = scored(folders, np.ascontiguousarray(image[:, ::-1]), flip=True)
+    assert np.allclose(one, other[..., ::-1], atol=1e-4)
+    assert not np.allclose(scored(folders, image), scored(folders, image[:, ::-1].copy())[..., ::-1], atol=1e-4)
+
+
+def test_windows_and_scales_keep_the_size_of_the_result(folders):
+    for image in (picture(50, 70), picture(20, 24)):
+        expected = (4, -(-image.shape[0] // 2), -(-image.shape[1] // 2))
+        scores = scored(folders, image, scales=(0.5, 1.25), base_size=64, window=40, flip=True)
+        assert scores.shape == expected
+        assert scores.dtype == np.float32
+        assert scored(folders, image, scales=(0.5, 1.5)).shape == expected
+
+
+def test_a_limit_of_the_side_is_what_scale_one_means(folders):
+    image = picture(32, 96)
+    limited = scored(folders, image, flip=True, max_side=48)
+    assert np.allclose(limited, scored(folders, image, flip=True, base_size=48))
+    assert np.allclose(scored(folders, image, flip=True, max_side=200), scored(folders, image, flip=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"flip": True, "resize": (32, 32)}, "`resize` is for one pass"),
+        ({"base_size": 64, "max_side": 64}, "the other is null"),
+        ({"scales": ()}, "scales"),
+        ({"scales": (0.0,)}, "above 0"),
+        ({"window": 4}, "window"),
+    ],
+)
+def test_options_that_do_not_go_together(folders, options, message):
+    with pytest.raises(SettingsError, match=message):
+        scored(folders, picture(), **options)
 
 
 def test_a_registered_model_remembers_its_size(folders, tmp_path):

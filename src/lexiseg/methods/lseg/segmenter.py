@@ -12,8 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lexiseg.encoders.text import TextEncoder, load_text
+from lexiseg.evaluation.multiscale import multi_scale_scores
 from lexiseg.methods.lseg.build import load_model
 from lexiseg.methods.lseg.model import LSeg
+from lexiseg.methods.lseg.settings import PredictSettings
+from lexiseg.settings import parse
 
 
 class LSegSegmenter:
@@ -23,8 +26,7 @@ class LSegSegmenter:
         model: the trained network.
         text: the text side it was trained with.
         mean, std: of RGB in 0..1, per channel.
-        resize: (height, width) the picture is brought to before the network, or None for its own size.
-        max_side: a longer side is scaled down to it before the network; None for no limit.
+        options: `lseg.predict`; None: the defaults of `PredictSettings`.
     """
 
     def __init__(
@@ -34,13 +36,12 @@ class LSegSegmenter:
         text: TextEncoder,
         mean: Sequence[float],
         std: Sequence[float],
-        resize: tuple[int, int] | None = None,
-        max_side: int | None = None,
+        options: PredictSettings | None = None,
     ) -> None:
         self.model, self.text = model.eval(), text
         self._mean = torch.tensor(mean).view(1, 3, 1, 1)
         self._std = torch.tensor(std).view(1, 3, 1, 1)
-        self._resize, self._max_side = resize, max_side
+        self._options = options or PredictSettings()
 
     @classmethod
     def load(
@@ -49,13 +50,15 @@ class LSegSegmenter:
         """From a model folder; the arguments are those of `lexiseg.methods.load_scorer`."""
         model, config = load_model(folder)
         text = load_text(encode or folder)
-        options = config.get("predict", {}) if predict is None else predict
-        sizes = {name: options.get(name) for name in ("resize", "max_side")}
-        return cls(model, text=text, mean=config["mean"], std=config["std"], **sizes)
+        values = config.get("predict", {}) if predict is None else dict(predict)
+        options = parse(values, PredictSettings, source="lseg.predict")
+        return cls(model, text=text, mean=config["mean"], std=config["std"], options=options)
 
     @torch.inference_mode()
     def scores(self, images: Sequence[np.ndarray], labels: Sequence[str]) -> list[np.ndarray]:
         """Logits (N, h, w) float32 per picture, at half the network's input size.
+
+        With several scales, mirrored copies or windows: their sum, at half the picture's size.
 
         Args:
             images: uint8 RGB (H, W, 3); pictures of one size are computed together.
@@ -64,16 +67,38 @@ class LSegSegmenter:
         vectors = self.text.embed(labels)
         if len({image.shape for image in images}) > 1:
             return [self.scores([image], labels)[0] for image in images]
-        logits = self.model.score(self.model.embed(self._prepare(np.stack(images))), vectors)
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
+        if self._options.in_one_pass:
+            logits = self.model.score(self.model.embed((self._sized(pixels) - self._mean) / self._std), vectors)
+        else:
+            logits = torch.cat([self._summed((one - self._mean) / self._std, vectors) for one in pixels])
         return list(logits.float().numpy())
 
-    def _prepare(self, images: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-        height, width = self._resize or (images.shape[1], images.shape[2])
-        shrink = min(1.0, self._max_side / max(height, width)) if self._max_side else 1.0
+    def _sized(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) at the size of the network's input."""
+        height, width = self._options.resize or pixels.shape[-2:]
+        shrink = min(1.0, self._options.max_side / max(height, width)) if self._options.max_side else 1.0
         multiple = self.model.backbone.multiple
         # A ViT cuts the picture into whole patches: the nearest size that allows it, at least one patch.
         size = tuple(max(multiple, round(side * shrink / multiple) * multiple) for side in (height, width))
-        if size != tuple(tensor.shape[-2:]):
-            tensor = F.interpolate(tensor, size=size, mode="bilinear", align_corners=True)
-        return (tensor - self._mean) / self._std
+        if size == tuple(pixels.shape[-2:]):
+            return pixels
+        return F.interpolate(pixels, size=size, mode="bilinear", align_corners=True)
+
+    def _summed(self, image: Tensor, vectors: Tensor) -> Tensor:
+        """Logits (1, N, ceil(H/2), ceil(W/2)) of a normalised picture (1, 3, H, W), over scales, copies and windows."""
+        options = self._options
+        base_size = options.base_size
+        if options.max_side and max(image.shape[-2:]) > options.max_side:
+            base_size = options.max_side
+        return multi_scale_scores(
+            image,
+            lambda piece: self.model(piece, vectors),
+            scales=options.scales,
+            base_size=base_size,
+            window=options.window,
+            flip=options.flip,
+            black=(-self._mean / self._std).flatten().tolist(),
+            size=(-(-image.shape[-2] // 2), -(-image.shape[-1] // 2)),
+            multiple=self.model.backbone.multiple,
+        )

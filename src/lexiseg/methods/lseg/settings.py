@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -27,6 +27,7 @@ class ModelSettings(Block):
 class TrainSettings(Block):
     """`lseg.train`: recipe."""
 
+    labels: Literal["dataset", "episode"]
     optimiser: Literal["sgd", "adamw"]
     lr: float = Field(gt=0)
     lr_batch: int | None = Field(ge=1)
@@ -41,6 +42,7 @@ class TrainSettings(Block):
     epochs: int | None = Field(ge=1)
     batch: int = Field(ge=1)
     accumulate: int = Field(ge=1)
+    resize: tuple[int, int] | None
     crop: tuple[int, int] | None
     scale: tuple[float, float] | None
     base_size: int | None = Field(ge=1)
@@ -57,21 +59,41 @@ class TrainSettings(Block):
             raise ValueError("`scale` makes pictures of different sizes; a batch of them needs `crop`")
         if self.scale is not None and not 0 < self.scale[0] <= self.scale[1]:
             raise ValueError("`scale` is [low, high], both above 0")
-        if self.crop is not None and min(self.crop) < 1:
-            raise ValueError("`crop` is [height, width] in pixels")
+        for name in ("crop", "resize"):
+            if min(getattr(self, name) or (1,)) < 1:
+                raise ValueError(f"`{name}` is [height, width] in pixels")
         return self
 
 
 class PredictSettings(Block):
-    """`lseg.predict`: inference."""
+    """`lseg.predict`: inference. The defaults are those of a model folder that says nothing."""
 
-    resize: tuple[int, int] | None
-    max_side: int | None = Field(ge=1)
+    resize: tuple[int, int] | None = None
+    max_side: int | None = Field(default=None, ge=1)
+    scales: tuple[float, ...] = Field(default=(1.0,), min_length=1)
+    base_size: int | None = Field(default=None, ge=1)
+    flip: bool = False
+    window: int | None = Field(default=None, ge=32)
+
+    @property
+    def in_one_pass(self) -> bool:
+        """Whether the network sees each picture once, and whole."""
+        return self.scales == (1.0,) and not self.flip and self.window is None and self.base_size is None
+
+    def card(self) -> dict[str, Any]:
+        """The fields of a protocol card that inference decides."""
+        return {"scales": self.scales, "flips": self.flip, "sliding_window": self.window}
 
     @model_validator(mode="after")
-    def _positive(self) -> PredictSettings:
+    def _consistent(self) -> PredictSettings:
         if self.resize is not None and min(self.resize) < 1:
             raise ValueError("`resize` is [height, width] in pixels")
+        if min(self.scales) <= 0:
+            raise ValueError("`scales` must be above 0")
+        if not self.in_one_pass and self.resize:
+            raise ValueError("`resize` is for one pass; `scales`, `base_size`, `flip` and `window` need it to be null")
+        if self.base_size and self.max_side:
+            raise ValueError("give `base_size` or `max_side`, the other is null")
         return self
 
 
