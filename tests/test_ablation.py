@@ -8,7 +8,7 @@ import pytest
 from lexiseg import ablation as module
 from lexiseg.ablation import ablate, retrieval_lines, table_lines
 from lexiseg.errors import SettingsError
-from lexiseg.methods.lseg.ablations import VARIANTS
+from lexiseg.methods.lseg.ablations import BLOCKS, CONTROLS, TABLES
 from lexiseg.storage import write_json
 
 
@@ -17,7 +17,7 @@ class FakeTrials:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        model = {"clip_residual": True, "init": "backbone", "freeze_norm": False}
+        model = {"clip_residual": True, "init": "backbone", "freeze_norm": False, "block": "none", "block_depth": 1}
         self.values = {
             "lseg": {"model": model, "train": {"backbone_lr_factor": 0.1}},
             "profile": "tiny",
@@ -63,7 +63,7 @@ def first_row(result: dict[str, Any]) -> dict[str, Any]:
 
 def test_every_variant_and_baseline_has_a_row_for_every_split(trials, tmp_path):
     result = ablate(tmp_path, "lseg", seeds=[0, 2])
-    everything = [*(("lseg", variant) for variant in VARIANTS), ("linear", None)]
+    everything = [*(("lseg", variant) for variant in CONTROLS), ("linear", None)]
     assert [(row["split"], row["method"], row["variant"]) for row in result["rows"]] == [
         *(("test", *who) for who in everything),
         ("test", "encoders", None),
@@ -92,7 +92,7 @@ def test_the_seed_is_the_one_of_all_trainings(trials, tmp_path):
     ablate(tmp_path, "lseg", seeds=[4], variants=["from scratch"], splits=["val"])
     common = {"seed": 4, "evaluate.splits": ["val"]}
     assert trials.changes == [
-        {**common, **VARIANTS["from scratch"], "targets": ["lseg-evaluate"]},
+        {**common, **CONTROLS["from scratch"], "targets": ["lseg-evaluate"]},
         {**common, "targets": ["baseline-evaluate@linear", "encode-evaluate"]},
     ]
 
@@ -133,9 +133,20 @@ def test_a_method_without_ablations(trials, tmp_path, method):
     assert caught.value.fix
 
 
+def test_another_table(trials, tmp_path):
+    result = ablate(tmp_path, "lseg", seeds=[0], table="blocks")
+    assert result["table"] == "blocks"
+    found = [row["variant"] for row in result["rows"] if row["split"] == "test" and row["method"] == "lseg"]
+    assert found == list(BLOCKS)
+    with pytest.raises(SettingsError) as caught:
+        ablate(tmp_path, "lseg", seeds=[0], table="block")
+    assert caught.value.found == "no table `block` of lseg"
+    assert caught.value.allowed == ", ".join(TABLES)
+
+
 def test_an_unknown_variant(trials, tmp_path):
     with pytest.raises(SettingsError) as caught:
         ablate(tmp_path, "lseg", seeds=[0], variants=["as set", "as sett"])
-    assert caught.value.found == "no variant as sett"
-    assert caught.value.allowed == ", ".join(VARIANTS)
+    assert caught.value.found == "no variant as sett in the table controls"
+    assert caught.value.allowed == ", ".join(CONTROLS)
     assert trials.changes == []

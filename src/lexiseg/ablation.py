@@ -13,13 +13,19 @@ from lexiseg.stage import value_at
 from lexiseg.storage import read_json
 from lexiseg.trials import Trials
 
-HEADLINE = ("miou", "miou_seen", "miou_unseen", "miou_stuff", "miou_things", "boundary_f")
+HEADLINE = ("miou", "fb_iou", "miou_seen", "miou_unseen", "miou_stuff", "miou_things", "boundary_f")
 
 
 def ablate(
-    root: Path, method: str, *, seeds: Sequence[int], variants: Sequence[str] = (), splits: Sequence[str] = ()
+    root: Path,
+    method: str,
+    *,
+    seeds: Sequence[int],
+    table: str | None = None,
+    variants: Sequence[str] = (),
+    splits: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Run the variants of a method and its baselines for every seed.
+    """Run the variants of one table of a method, and its baselines, for every seed.
 
     The seed is the one of all trainings, the encoders' included.
 
@@ -27,15 +33,16 @@ def ablate(
         root: the working tree.
         method: name in the registry.
         seeds: seeds of the trials.
+        table: name of the table; None: the method's first.
         variants: names to run; none means all.
         splits: splits to evaluate on; none means those of params.yaml.
 
     Returns:
-        method, profile, data, protocol (name and hash), seeds; `rows`: per variant of the method, per baseline and for
+        method, table, profile, data, protocol (name and hash), seeds; `rows`: per variant of the method, per baseline and for
         the encoders (`variant` None for both), and per split: `seeds` with the metrics of each, `mean`, `std`.
 
     Raises:
-        SettingsError: no such method or variant.
+        SettingsError: no such method, table or variant.
     """
     if method not in METHODS or METHODS[method].ablations is None:
         raise SettingsError(
@@ -43,22 +50,30 @@ def ablate(
             allowed=", ".join(name for name, entry in METHODS.items() if entry.ablations),
             fix="name one of these",
         )
-    table: Mapping[str, Mapping[str, Any]] = resolve(str(METHODS[method].ablations))  # type: ignore[assignment]
-    wrong = [name for name in variants if name not in table]
+    tables: Mapping[str, Mapping[str, Mapping[str, Any]]] = resolve(str(METHODS[method].ablations))  # type: ignore[assignment]
+    table = table or next(iter(tables))
+    if table not in tables:
+        raise SettingsError(found=f"no table `{table}` of {method}", allowed=", ".join(tables), fix="name one of these")
+    changes = tables[table]
+    wrong = [name for name in variants if name not in changes]
     if wrong:
         raise SettingsError(
-            found=f"no variant {', '.join(wrong)}", allowed=", ".join(table), fix="name one or more of these"
+            found=f"no variant {', '.join(wrong)} in the table {table}",
+            allowed=", ".join(changes),
+            fix="name one or more of these, or another --table",
         )
     trials = Trials(root)
     splits = list(splits or trials.values["evaluate"]["splits"])
     common: dict[str, Any] = {"evaluate.splits": splits}
     measured: dict[tuple[str, str | None], dict[int, Any]] = {}
     # All of them means all that differ: under some profiles the paper's network is what is set.
-    chosen = list(variants) or [name for name in table if not table[name] or _differs(trials.values, table[name])]
+    chosen = list(variants) or [
+        name for name, values in changes.items() if not values or _differs(trials.values, values)
+    ]
     for seed in seeds:
         for variant in chosen:
             print(f"== {method}, variant {variant}, seed {seed}", flush=True)
-            done = trials.run({**common, "seed": seed, **table[variant]}, [f"{method}-evaluate"])
+            done = trials.run({**common, "seed": seed, **changes[variant]}, [f"{method}-evaluate"])
             metrics = read_json(done[f"{method}-evaluate"] / "metrics.json")
             measured.setdefault((method, variant), {})[seed] = metrics
         others = [name for name in trials.graph if name.startswith("baseline-evaluate@")]
@@ -77,6 +92,7 @@ def ablate(
     protocol = measured[method, chosen[0]][seeds[0]]["protocol"]
     return {
         "method": method,
+        "table": table,
         "profile": trials.values["profile"],
         "data": trials.values["data"]["name"],
         "protocol": {"name": protocol["name"], "hash": protocol["hash"]},
@@ -89,7 +105,7 @@ def table_lines(result: Mapping[str, Any]) -> list[str]:
     """The result as a Markdown table: mean and standard deviation over the seeds, in percent."""
     rows = [row for row in result["rows"] if row["method"] != "encoders"]
     names = [name for name in HEADLINE if any(name in row["mean"] for row in rows)]
-    titles = [name.replace("miou", "mIoU").replace("_", " ") for name in names]
+    titles = [name.replace("miou", "mIoU").replace("fb_iou", "FB-IoU").replace("_", " ") for name in names]
     lines = ["| " + " | ".join([f"{result['data']}, split", "what", *titles]) + " |", "|---" * (2 + len(names)) + "|"]
     for row in rows:
         what = row["method"] + (f", {row['variant']}" if row["variant"] else "")

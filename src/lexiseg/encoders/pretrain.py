@@ -117,6 +117,7 @@ def pretrain(
         vocab_size=tokenizer.vocab_size,
         image_size=image_size,
         vision_layers=settings.vision_layers,
+        text_layers=settings.text_layers,
         context_length=settings.context_length,
     )
     torch.manual_seed(seed)

@@ -27,6 +27,7 @@ class PretrainSettings(Block):
     iconic_batch: int = Field(ge=1)
     scene_batch: int = Field(ge=1)
     vision_layers: int = Field(ge=2)
+    text_layers: int = Field(ge=1)
     context_length: int = Field(ge=3)
 
 
