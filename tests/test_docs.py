@@ -22,11 +22,14 @@ import pytest
 import timm
 import torch
 import typer.main
+from helpers.coco import write_coco
+from helpers.official_lseg import write_checkpoint
 from helpers.working_tree import SOURCE, change, environment, run, write_street
 from ruamel.yaml import YAML
 from safetensors.torch import save_file
 
 from lexiseg.cli import app
+from lexiseg.data.adapters.coco_words import STUFF, THINGS
 from lexiseg.pipeline import read_graph
 from lexiseg.settings import read_yaml
 from lexiseg.storage import sha256_of_file
@@ -65,6 +68,14 @@ INSTEAD = {
     "lexiseg ablate lseg --seeds 3": (
         "lexiseg ablate lseg --seeds 1 --variant 'as set'",
         "three variants and three seeds are nine trainings; one is run",
+    ),
+    "lexiseg ablate lseg --table blocks --seeds 3": (
+        "lexiseg ablate lseg --table blocks --seeds 1 --variant 'bottleneck 2'",
+        "seven variants and three seeds are 21 trainings; one is run",
+    ),
+    "lexiseg ablate lseg --table text-encoder --seeds 3": (
+        "lexiseg ablate lseg --table text-encoder --seeds 1 --variant '1 text block'",
+        "four variants and three seeds are twelve trainings; one is run",
     ),
 }
 
@@ -119,6 +130,12 @@ def stage_set(micro_tree: Path) -> Path:
     """The working tree with what the commands take from outside it: photographs, a data set, weight files."""
     beside, home = micro_tree.parent, micro_tree.parent
     write_street(beside / "CamVid")
+    names = enumerate([*THINGS, *STUFF], start=1)
+    write_coco(
+        beside / "COCO",
+        categories=[{"id": id, "name": name, "isthing": int(name in THINGS)} for id, name in names],
+        size=5,
+    )
     shutil.copy(beside / "CamVid/test/test_0.png", micro_tree / "photo.jpg")
     downloads = home / "Downloads"
     downloads.mkdir()
@@ -129,13 +146,17 @@ def stage_set(micro_tree: Path) -> Path:
     table = downloads / Path(profile["text"]["path"]).name
     words = ["sky", "building", "skyscraper", "traffic light", "road", "pavement", "tree", "street sign", "fence"]
     words += ["car", "person", "bicycle", "grass", "dog"]
+    words = list(dict.fromkeys([*words, *THINGS, *STUFF]))
     np.save(table, torch.nn.functional.normalize(torch.randn(len(words), 64), dim=1).numpy())
     table.with_suffix(".names.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
     hashes = {"backbone": sha256_of_file(downloads / Path(profile["backbone"]["weights"]).name)}
     hashes["text"] = sha256_of_file(table, table.with_suffix(".names.txt"))
-    change(
-        micro_tree / "profiles/camvid.yaml", {"encode": {part: {"sha256": digest} for part, digest in hashes.items()}}
-    )
+    for name in ("camvid", "coco"):
+        change(
+            micro_tree / f"profiles/{name}.yaml",
+            {"encode": {part: {"sha256": digest} for part, digest in hashes.items()}},
+        )
+    write_checkpoint(micro_tree / "demo_e200.ckpt")
     own = beside / "pictures"
     for split in ("train", "val", "test"):
         for folder, source in (("images", split), ("masks", f"{split}annot")):

@@ -43,6 +43,13 @@ def test_a_table_for_every_split():
     assert "split stress, protocol world (01234567), seed 3" in lines
 
 
+def test_episodes_have_columns_of_their_own():
+    metrics = {"miou": 0.5, "fb_iou": 0.75, "episodes": 1000}
+    lines = report_lines({**RESULT, "results": [{**row("lseg", "test"), "metrics": metrics}]})
+    assert lines[1].split() == ["percent", "mIoU", "FB-IoU"]
+    assert lines[2].split() == ["lseg", "50.0", "75.0"]
+
+
 def test_columns_are_aligned():
     table = report_lines(RESULT)[1:4]
     assert len({len(line) for line in table}) == 1

@@ -38,8 +38,8 @@ def ablate(
         splits: splits to evaluate on; none means those of params.yaml.
 
     Returns:
-        method, table, profile, data, protocol (name and hash), seeds; `rows`: per variant of the method, per baseline and for
-        the encoders (`variant` None for both), and per split: `seeds` with the metrics of each, `mean`, `std`.
+        method, table, profile, data, protocol (name and hash), seeds; `rows`: per variant of the method, per baseline
+        and for the encoders (`variant` None for both), and per split: `seeds` with the metrics of each, `mean`, `std`.
 
     Raises:
         SettingsError: no such method, table or variant.

@@ -9,6 +9,7 @@ from typing import Any
 from lexiseg.errors import StageError
 from lexiseg.storage import read_json
 
+EPISODES = ("miou", "fb_iou")
 COLUMNS = ("miou", "miou_seen", "miou_unseen", "miou_harmonic", "pixel_accuracy", "fw_iou", "boundary_f")
 
 
@@ -36,9 +37,11 @@ def report_lines(result: Mapping[str, Any]) -> list[str]:
             "",
             f"split {split}, protocol {first['protocol']} ({first['protocol_hash'][:8]}), seed {first['seeds'][0]}",
         ]
-        lines.append(f"{'percent':<22}" + "".join(f"{name.replace('miou', 'mIoU'):>15}" for name in COLUMNS))
+        columns = EPISODES if "fb_iou" in first["metrics"] else COLUMNS
+        titles = [name.replace("miou", "mIoU").replace("fb_iou", "FB-IoU") for name in columns]
+        lines.append(f"{'percent':<22}" + "".join(f"{title:>15}" for title in titles))
         for row in rows:
-            cells = [row["metrics"].get(name) for name in COLUMNS]
+            cells = [row["metrics"].get(name) for name in columns]
             lines.append(
                 f"{row['method']:<22}" + "".join(f"{'–' if c is None else format(100 * c, '.1f'):>15}" for c in cells)
             )

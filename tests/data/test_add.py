@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.micro import save, write_camvid, write_folder
+from helpers.zero_shot import write_pascal5i
 from ruamel.yaml import YAML
 
 from lexiseg.data import add
@@ -85,8 +86,8 @@ def test_bad_names(root, tmp_path, name):
 def test_missing_folder_and_adapter(root, tmp_path):
     with pytest.raises(DataError, match="no folder"):
         add_data("own", tmp_path / "nothing", adapter="folder", root=root)
-    with pytest.raises(DataError, match="the adapter `coco`"):
-        add_data("own", write_folder(tmp_path / "raw"), adapter="coco", root=root)
+    with pytest.raises(DataError, match="the adapter `cityscapes`"):
+        add_data("own", write_folder(tmp_path / "raw"), adapter="cityscapes", root=root)
     assert not (root / "data").exists()
 
 
@@ -105,6 +106,15 @@ def test_first_picture_is_tried(root, tmp_path):
     save(source / "images/train/0.png", np.zeros((20, 24, 3), np.uint8))
     with pytest.raises(DataError, match="24 x 20 pixels"):
         add_data("own", source, adapter="folder", root=root, max_pixels=100)
+
+
+def test_all_folds_of_a_data_set_are_looked_through(root, tmp_path):
+    source = write_pascal5i(tmp_path / "raw")
+    added = add_data("pascal", source, adapter="pascal5i", root=root)
+    assert (added.splits, added.classes) == ({"train": 8, "test": 8}, 21)
+    (source / "splits/pascal/val/fold3.txt").write_text("2007_310__01\n")
+    with pytest.raises(DataError, match=r"val/fold3\.txt line 1"):
+        add_data("other", source, adapter="pascal5i", root=root)
 
 
 def test_no_samples(root, tmp_path):

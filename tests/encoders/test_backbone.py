@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from lexiseg.encoders import backbone
 from lexiseg.encoders.backbone import check_name, read_backbone, save_backbone
+from lexiseg.encoders.pyramid import build_timm_backbone
 from lexiseg.encoders.settings import BackboneSettings
 from lexiseg.errors import ModelError
 from lexiseg.storage import hash_tree, sha256_of_file
@@ -41,6 +42,7 @@ def weights(tmp_path_factory):
         ("ViT-L/16", "vit_large_patch16_384"),
         ("ViT-B/16", "vit_base_patch16_384"),
         ("ViT-B/32", "vit_base_patch32_384"),
+        ("ResNet-101", "resnet101.tv_in1k"),
         ("resnet18", "resnet18"),
         ("resnet18.a1_in1k", "resnet18.a1_in1k"),
     ],
@@ -87,6 +89,26 @@ def test_a_torch_pickle(tmp_path, weights):
     torch.save({"state_dict": timm.create_model(NAME, num_classes=0).state_dict()}, tmp_path / "net.pth")
     save_backbone(tmp_path, timm_block(tmp_path / "net.pth"))
     assert read_backbone(tmp_path)[1]
+
+
+def test_torchvisions_own_file_of_the_papers_resnet(tmp_path):
+    models = pytest.importorskip("torchvision.models")
+    torch.manual_seed(0)
+    net = models.resnet101(weights=None).eval()
+    for norm in (module for module in net.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+        torch.nn.init.normal_(norm.bias, std=0.1)
+    torch.save(net.state_dict(), tmp_path / "resnet101.pth")
+    save_backbone(tmp_path, timm_block(tmp_path / "resnet101.pth", name="ResNet-101"))
+    config, state = read_backbone(tmp_path)
+    assert config["mean"] == [0.485, 0.456, 0.406]
+    ours = build_timm_backbone(config["name"], options={}, readout="ignore", weights=state).eval()
+    images = torch.randn(1, 3, 64, 32)
+    with torch.inference_mode():
+        x, maps = net.maxpool(net.relu(net.bn1(net.conv1(images)))), []
+        for layer in (net.layer1, net.layer2, net.layer3, net.layer4):
+            maps.append(x := layer(x))
+        torch.testing.assert_close(ours(images), maps)
+    assert ours.channels == (256, 512, 1024, 2048)
 
 
 def test_statistics_of_the_settings_win(tmp_path, weights):

@@ -9,6 +9,7 @@ from lexiseg.evaluation.protocol import (
     protocol_names,
     require_same_protocol,
 )
+from lexiseg.methods.lseg.settings import PredictSettings
 from lexiseg.settings import parse
 from lexiseg.vocabulary import Vocabulary
 
@@ -16,10 +17,20 @@ WORDS = Vocabulary(names=("sky", "ring", "background"), seen=(True, False, True)
 
 
 def resolve(
-    card: ProtocolCard, *, vocabulary=WORDS, dataset="world", templates=("{}",), boundary_tolerance=0.0075
+    card: ProtocolCard,
+    *,
+    vocabulary=WORDS,
+    dataset="world",
+    templates=("{}",),
+    boundary_tolerance=0.0075,
+    inference=None,
 ) -> ProtocolCard:
     return card.resolve(
-        vocabulary=vocabulary, dataset=dataset, templates=templates, boundary_tolerance=boundary_tolerance
+        vocabulary=vocabulary,
+        dataset=dataset,
+        templates=templates,
+        boundary_tolerance=boundary_tolerance,
+        inference=inference,
     )
 
 
@@ -35,13 +46,13 @@ def test_cards_load_and_are_named_like_their_files(name):
 
 
 def test_the_usual_cards_are_there():
-    assert protocol_names() == ["camvid", "generic", "world"]
+    assert protocol_names() == ["camvid", "coco", "coco20i", "episodes", "fss", "generic", "pascal5i", "world"]
 
 
 def test_unknown_card_lists_the_cards():
     with pytest.raises(SettingsError, match="'pascal'") as caught:
         load_protocol("pascal")
-    assert "camvid, generic, world" in caught.value.allowed
+    assert ", ".join(protocol_names()) in caught.value.allowed
     assert "evaluate.protocol" in caught.value.fix
 
 
@@ -58,10 +69,13 @@ def test_every_field_changes_the_hash():
         resolve(changed(card, background={"policy": "threshold", "threshold": 0.4, "label": "background"})).hash,
         resolve(card, boundary_tolerance=0.01).hash,
         resolve(card, templates=("a {}",)).hash,
+        resolve(card, inference={"flips": True}).hash,
+        resolve(card, inference={"scales": (0.5, 1.0)}).hash,
+        resolve(card, inference={"sliding_window": 480}).hash,
         resolve(card, vocabulary=Vocabulary(names=("sky", "background", "ring"), seen=(True, True, False))).hash,
         resolve(card, vocabulary=Vocabulary(names=WORDS.names)).hash,
     }
-    assert len(hashes) == 12
+    assert len(hashes) == 15
     assert resolve(card).hash == resolve(load_protocol("generic")).hash
 
 
@@ -98,6 +112,52 @@ def test_label_sets(label_set, ids):
     assert changed(load_protocol("generic"), label_set=label_set).classes(WORDS) == ids
 
 
+def test_cards_of_episodes():
+    def applied(name, episodes, *, vocabulary=WORDS):
+        return load_protocol(name).resolve(
+            vocabulary=vocabulary,
+            dataset="mine",
+            adapter="pascal5i",
+            templates=("{}",),
+            boundary_tolerance=0.01,
+            episodes=episodes,
+        )
+
+    fold = Vocabulary(names=WORDS.names, seen=(False, True, True))
+    hashes = {
+        applied("generic", None).hash,
+        applied("episodes", (8, 8)).hash,
+        applied("episodes", (8, 16)).hash,
+        applied("pascal5i", (480, 480)).hash,
+        applied("pascal5i", (480, 480), vocabulary=fold).hash,
+    }
+    assert len(hashes) == 5
+    assert applied("episodes", (8, 16)).entry()["card"]["episodes"] == [8, 16]
+    assert "episodes" not in applied("generic", None).entry()["card"]  # as in numbers of before there were any
+
+
+@pytest.mark.parametrize(
+    ("name", "episodes", "found", "allowed"),
+    [
+        ("generic", (8, 8), "[8, 8]", "null"),
+        ("episodes", None, "null", "[height, width]"),
+        ("pascal5i", (8, 8), "[8, 8]", "[480, 480]"),
+    ],
+)
+def test_a_card_and_the_settings_ask_alike(name, episodes, found, allowed):
+    with pytest.raises(ProtocolError) as caught:
+        load_protocol(name).resolve(
+            vocabulary=WORDS,
+            dataset="pascal5i",
+            templates=("{}",),
+            boundary_tolerance=0.01,
+            episodes=episodes,
+        )
+    assert f"{name!r} with `evaluate.episodes: {found}`" in caught.value.found
+    assert f"`evaluate.episodes: {allowed}`" in caught.value.allowed
+    assert "evaluate.protocol" in caught.value.fix
+
+
 def test_an_empty_label_set_is_refused():
     card = changed(load_protocol("generic"), label_set="unseen")
     with pytest.raises(ProtocolError, match="unseen classes, of which there are none") as caught:
@@ -124,11 +184,16 @@ def test_background_threshold_goes_with_its_policy(values):
 
 
 @pytest.mark.parametrize(
-    "change", [{"flips": True}, {"scales": [0.5, 1.0]}, {"sliding_window": 480}, {"refinement": "pamr"}, {"size": 3}]
+    "change", [{"flips": "both"}, {"scales": 2}, {"sliding_window": [480]}, {"refinement": "pamr"}, {"size": 3}]
 )
 def test_a_card_cannot_claim_what_the_code_does_not_do(change):
     with pytest.raises(SettingsError, match=next(iter(change))):
         changed(load_protocol("generic"), **change)
+
+
+def test_one_pass_is_what_a_card_says_by_itself():
+    card, plain = load_protocol("generic"), PredictSettings().card()
+    assert resolve(card, inference=plain).hash == resolve(card).hash
 
 
 def test_results_under_two_protocols_are_not_compared():

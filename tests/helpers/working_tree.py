@@ -31,6 +31,10 @@ MICRO_CAMVID: dict[str, Any] = {
     "baseline": {"linear": {"steps": 2, "batch": 2}},
     "lseg": {"model": {"features": 16}, "train": {"steps": 2, "batch": 2, "crop": [64, 64]}},
 }
+MICRO_COCO: dict[str, Any] = {
+    **MICRO_CAMVID,
+    "baseline": {"linear": {"steps": 2, "batch": 2, "crop": [64, 64]}},
+}
 COUNTS = {"train": 16, "iconic": 8}
 
 # Runs every stage in one process, which saves the start of a process with torch for each.
@@ -99,6 +103,7 @@ def make_micro_tree(root: Path) -> Path:
     for name in ("params.yaml", "profiles/embedded.yaml"):
         change(root / name, MICRO)
     change(root / "profiles/camvid.yaml", MICRO_CAMVID)
+    change(root / "profiles/coco.yaml", MICRO_COCO)
     run(root, "dvc", "commit", "--quiet", "--force", "data.dvc")
     run(root, "git", "add", "--all")
     run(root, "git", "commit", "--quiet", "--message", "a micro working tree")

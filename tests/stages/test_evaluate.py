@@ -47,7 +47,8 @@ def inputs(tmp_path):
 
 def settings(**changes) -> View:
     block = EvaluateSettings(
-        **{"protocol": "generic", "splits": ("test",), "pictures": 2, "boundary_tolerance": 0.0075, **changes}
+        **{"protocol": "generic", "splits": ("test",), "pictures": 2, "boundary_tolerance": 0.0075, "episodes": None}
+        | changes
     )
     text = SimpleNamespace(source="clip", templates="vocabulary")
     root = SimpleNamespace(evaluate=block, encode=SimpleNamespace(text=text))
@@ -103,7 +104,7 @@ def test_the_tolerance_is_part_of_the_protocol(inputs, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "kind", "found", "allowed", "fix"),
     [
-        ({"protocol": "voc"}, SettingsError, "'voc'", "camvid, generic, world", "evaluate.protocol"),
+        ({"protocol": "voc"}, SettingsError, "'voc'", "camvid, coco, ", "evaluate.protocol"),
         ({"protocol": "world"}, ProtocolError, "'world', on 'micro'", "any data set", "generic"),
         ({"splits": ("val",)}, DataError, "val", "test, train", "split"),
         ({"splits": ("train",)}, DataError, "no predictions for the split 'train'", "test", "params.yaml"),

@@ -13,7 +13,7 @@ from lexiseg.stages import baseline, predict
 from lexiseg.stages.predict import write_predictions
 from lexiseg.storage import hash_tree, read_json
 
-DECLARED = ["threads", "evaluate.splits", "lseg.predict"]  # as in dvc.yaml
+DECLARED = ["threads", "evaluate.episodes", "evaluate.splits", "lseg.predict"]  # as in dvc.yaml
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_splits_do_not_mix(inputs, tmp_path):
 
 @pytest.mark.parametrize("name", ["maskclip", "linear"])
 def test_baselines(inputs, tmp_path, name):
-    declared = ["seed", "threads", "baseline", "evaluate.splits"]
+    declared = ["seed", "threads", "baseline", "evaluate.episodes", "evaluate.splits"]
     for folder in "ab":
         baseline.run(View(settings(), declared), inputs, tmp_path / folder, name=name)
     assert hash_tree(tmp_path / "a") == hash_tree(tmp_path / "b")

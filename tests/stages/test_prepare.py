@@ -8,6 +8,7 @@ from helpers.micro import picture, save, settings, shared, write_camvid, write_f
 
 from lexiseg.data.dataset import PreparedSplit
 from lexiseg.data.manifest import SCHEMA, read_manifest
+from lexiseg.data.targets import seen_targets
 from lexiseg.errors import DataError
 from lexiseg.stages import prepare
 from lexiseg.storage import hash_tree
@@ -117,8 +118,53 @@ def test_missing_data_set(tmp_path, exists):
 
 
 def test_unknown_adapter(tmp_path):
-    with pytest.raises(DataError, match="the adapter `coco`"):
-        run(write_camvid(tmp_path / "raw"), tmp_path / "out", adapter="coco")
+    with pytest.raises(DataError, match="the adapter `cityscapes`"):
+        run(write_camvid(tmp_path / "raw"), tmp_path / "out", adapter="cityscapes")
+
+
+def test_unseen_classes_are_marked(tmp_path):
+    raw = write_folder(tmp_path / "raw")
+    before = run(raw, tmp_path / "a", adapter="folder")
+    after = run(raw, tmp_path / "b", adapter="folder", unseen=("grass",))
+    assert {file for file in before if before[file] != after[file]} == {"vocabulary.json"}
+    words = PreparedSplit(tmp_path / "a", "train").vocabulary
+    assert words.unseen_names == ("sea",)  # the data set says so itself
+    changed = PreparedSplit(tmp_path / "b", "train").vocabulary
+    assert changed.unseen_names == ("grass", "sea")
+    assert (changed.names, changed.synonyms, changed.things) == (words.names, words.synonyms, words.things)
+
+
+def test_training_sees_no_label_of_an_unseen_class(tmp_path):
+    run(write_camvid(tmp_path / "raw"), tmp_path / "out", adapter="camvid", unseen=("Car", "Sky"))
+    split = PreparedSplit(tmp_path / "out", "train")
+    semantic = np.stack([sample["semantic"] for sample in map(split.__getitem__, range(len(split)))])
+    targets = seen_targets(split.vocabulary)(semantic)
+    unseen = np.isin(semantic, [split.vocabulary.index(name) for name in ("Car", "Sky")])
+    assert unseen.any()
+    assert (targets[unseen] == -100).all()
+    assert set(np.unique(targets)) == {-100, *range(9)}
+
+
+def test_unknown_unseen_classes(tmp_path):
+    raw = write_folder(tmp_path / "raw")
+    with pytest.raises(DataError) as error:
+        run(raw, tmp_path / "out", adapter="folder", unseen=("gras", "sea", "Houseplant", "qqq"))
+    assert error.value.found == (
+        "`data.unseen` names `gras` (nearest: grass), `Houseplant` (nearest: potted plant), `qqq`"
+    )
+    assert "spelt as there: grass, potted plant, sea" in error.value.allowed
+    assert "correct `data.unseen`" in error.value.fix
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_to_train_on(tmp_path):
+    raw = write_folder(tmp_path / "raw")
+    with pytest.raises(DataError) as error:
+        run(raw, tmp_path / "out", adapter="folder", unseen=("grass", "potted plant"))  # the third is unseen anyway
+    assert error.value.found == "`data.unseen` leaves no class to train on"
+    assert "at least one of grass, potted plant, sea" in error.value.allowed
+    assert "take names out" in error.value.fix
+    assert not (tmp_path / "out").exists()
 
 
 def test_escape_in_a_list_file_stops_before_anything_is_written(tmp_path):

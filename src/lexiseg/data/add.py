@@ -73,7 +73,7 @@ def add_data(name: str, path: Path, *, adapter: str, root: Path, max_pixels: int
         raise DataError(
             found=f"no folder {path}", allowed="the folder of the raw files", fix="check the path after the name"
         )
-    source = open_adapter(adapter, path)
+    source = open_adapter(adapter, path, fold="all")
     splits, classes = _check_layout(source, max_pixels=max_pixels), len(source.vocabulary())
     ignored = _ignore(root / "data" / ".gitignore", f"/{name}")
     copied = _place(path, target)

@@ -33,6 +33,7 @@ class Source:
     split: str
     max_pixels: int
     class_count: int
+    fold: int | None = None
 
 
 class Pool:
@@ -99,13 +100,13 @@ def _examine_in_worker(source: Source, start: int) -> list[Examined]:
 
 # The two caches live as long as a worker, that is one run of prepare, during which raw files stay as they are.
 @lru_cache(maxsize=1)
-def _adapter(name: str, folder: Path) -> Adapter:
-    return open_adapter(name, folder)
+def _adapter(name: str, folder: Path, fold: int | None) -> Adapter:
+    return open_adapter(name, folder, fold=fold)
 
 
 @lru_cache(maxsize=1)
 def _samples(source: Source) -> list[RawSample]:
-    return list(_adapter(source.adapter, source.folder).samples(source.split))
+    return list(_adapter(source.adapter, source.folder, source.fold).samples(source.split))
 
 
 def _end_with_parent() -> None:

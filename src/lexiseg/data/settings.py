@@ -12,6 +12,8 @@ class DataSettings(Block):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     adapter: str
+    fold: int | None = Field(ge=0, le=3)
+    unseen: tuple[str, ...]
     workers: int = Field(ge=1, le=256)
     max_pixels: int = Field(ge=1, le=150_000_000)  # Pillow itself refuses more than 179 million
     min_side: int = Field(ge=1)

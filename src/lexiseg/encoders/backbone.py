@@ -14,11 +14,13 @@ from lexiseg.errors import ModelError
 from lexiseg.storage import load_tensors, read_json, save_tensors, write_json
 from lexiseg.workspace import resolve_weights
 
-# The names of the papers for timm's ImageNet-21k/1k ViTs at 384 px, which LSeg and DPT start from.
+# The names of the papers: timm's ImageNet-21k/1k ViTs at 384 px, which LSeg and DPT start from, and torchvision's first
+# ImageNet weights of the ResNet, which LSeg's zero-shot network starts from; torchvision's own file fits as it is.
 ALIASES = {
     "ViT-L/16": "vit_large_patch16_384",
     "ViT-B/16": "vit_base_patch16_384",
     "ViT-B/32": "vit_base_patch32_384",
+    "ResNet-101": "resnet101.tv_in1k",
 }
 
 

@@ -84,7 +84,7 @@ def evaluate_split(
     _check_labels(names, data.vocabulary, split)
     counter = _Counter(data.vocabulary, protocol)
     positions = {id: position for position, id in enumerate(data.ids)}
-    wanted = _spread(len(data.ids), pictures)
+    wanted = spread(len(data.ids), pictures)
     examples: list[Example] = []
     done: set[str] = set()
     # The order of the labels is the writer's; from here on rows are in the order of the evaluated classes.
@@ -241,7 +241,8 @@ def _check_complete(data: PreparedSplit, done: set[str], split: str) -> None:
         )
 
 
-def _spread(size: int, count: int) -> set[int]:
+def spread(size: int, count: int) -> set[int]:
+    """At most `count` of the numbers below `size`, evenly spread, the first and the last among them."""
     return {int(position) for position in np.linspace(0, size - 1, min(size, count)).round()} if size else set()
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from lexiseg.errors import LexisegError, SettingsError
 from lexiseg.settings import Block, parse, read_yaml
@@ -14,7 +14,7 @@ from lexiseg.storage import sha256_of_json
 from lexiseg.vocabulary import Vocabulary
 
 _CARDS = Path(__file__).parent / "protocols"
-ANY_DATASET = "any"
+ANY_DATASET = ANY_SIZE = "any"
 
 
 class ProtocolError(LexisegError):
@@ -61,12 +61,17 @@ class ProtocolCard(Block):
             out of means ("exclude") or counts as 0 ("zero").
         resolution: "labels": logits are upsampled bilinearly (align_corners=True) to the size of the label
             image, then each pixel takes the best class.
-        sliding_window: null: the whole image at once.
-        flips: false: no averaging over mirrored copies.
-        scales: (1.0,): one scale.
+        sliding_window: null: the whole image at once; otherwise side of the windows in pixels, which start 2/3 of it
+            apart; where they overlap, scores are averaged. Filled by `resolve`, like the next two.
+        flips: whether the scores of the mirrored image were added.
+        scales: sizes of the image, relative to the one that the method takes, whose scores were added.
         refinement: "none": no post-processing of scores or masks.
         vocabulary_hash: filled by `resolve`.
         boundary_tolerance: of the boundary F-score, share of the image diagonal; filled by `resolve`.
+        episodes: null: all names of the label set compete at every pixel. Otherwise a picture is asked about one
+            class of its own at a time, in two labels, "others" and the class (see `lexiseg.data.episodes`), after
+            picture and labels were brought to this [height, width]; "any": to the one of the settings, filled by
+            `resolve`.
     """
 
     name: str
@@ -77,20 +82,14 @@ class ProtocolCard(Block):
     ignore_label: Literal[-100]
     absent_class: Literal["exclude", "zero"]
     resolution: Literal["labels"]
-    sliding_window: None
-    flips: Literal[False]
+    sliding_window: int | None
+    flips: bool
     scales: tuple[float, ...]
     refinement: Literal["none"]
     vocabulary_hash: str | None = None
     templates: tuple[str, ...] | None = None
     boundary_tolerance: float | None = None
-
-    @field_validator("scales")
-    @classmethod
-    def _one_scale(cls, scales: tuple[float, ...]) -> tuple[float, ...]:
-        if scales != (1.0,):
-            raise ValueError("only [1.0] is supported")
-        return scales
+    episodes: tuple[int, int] | Literal["any"] | None = None
 
     def resolve(
         self,
@@ -100,6 +99,8 @@ class ProtocolCard(Block):
         adapter: str | None = None,
         templates: tuple[str, ...],
         boundary_tolerance: float,
+        episodes: tuple[int, int] | None = None,
+        inference: Mapping[str, Any] | None = None,
     ) -> ProtocolCard:
         """The card as applied to one data set; only such a card has a hash.
 
@@ -109,15 +110,26 @@ class ProtocolCard(Block):
             adapter: the adapter that read it; a card made for the adapter fits too.
             templates: those in use; none for a table of vectors, which was made with templates of its own.
             boundary_tolerance: share of the image diagonal, see `lexiseg.evaluation.boundary`.
+            episodes: the setting `evaluate.episodes`.
+            inference: how the method made the scores: `sliding_window`, `flips` and `scales` where they are not those
+                of one pass over the whole image.
 
         Raises:
-            ProtocolError: the card is for another data set, or asks for classes that the vocabulary lacks.
+            ProtocolError: the card is for another data set, asks for classes that the vocabulary lacks, or asks in
+                another way than the predictions were made.
         """
         if self.dataset not in (ANY_DATASET, dataset, adapter):
             raise ProtocolError(
                 found=f"the protocol {self.name!r}, made for the data set {self.dataset!r}, on {dataset!r}",
                 allowed=f"a card for {dataset!r} or for any data set",
                 fix="set `evaluate.protocol: generic` in params.yaml, or add a card for this data set",
+            )
+        if episodes != self.episodes and (episodes is None or self.episodes != ANY_SIZE):
+            raise ProtocolError(
+                found=f"the protocol {self.name!r} with `evaluate.episodes: {_shown(episodes)}`",
+                allowed=f"`evaluate.episodes: {_shown(self.episodes)}` with this card",
+                fix="set it in params.yaml, or choose another `evaluate.protocol`; `episodes` fits any data set that "
+                "is asked about one class at a time, `generic` any other",
             )
         names = [vocabulary.names[index] for index in self.classes(vocabulary)]
         if not names:
@@ -138,6 +150,8 @@ class ProtocolCard(Block):
                 "vocabulary_hash": vocabulary.hash,
                 "templates": templates,
                 "boundary_tolerance": boundary_tolerance,
+                "episodes": episodes,
+                **(inference or {}),
             }
         )
 
@@ -159,11 +173,15 @@ class ProtocolCard(Block):
                 allowed="a card that was applied to a vocabulary",
                 fix="call resolve() on the card first",
             )
-        return sha256_of_json(self.model_dump(mode="json"))
+        return sha256_of_json(self._content())
 
     def entry(self) -> dict[str, Any]:
         """What stands beside every metric: {"name", "hash", "card"}."""
-        return {"name": self.name, "hash": self.hash, "card": self.model_dump(mode="json")}
+        return {"name": self.name, "hash": self.hash, "card": self._content()}
+
+    def _content(self) -> dict[str, Any]:
+        # Cards without episodes are older than that field, and keep their hashes.
+        return self.model_dump(mode="json", exclude={"episodes"} if self.episodes is None else None)
 
 
 def protocol_names() -> list[str]:
@@ -209,3 +227,9 @@ def require_same_protocol(a: ProtocolCard | Mapping[str, Any], b: ProtocolCard |
         allowed="a comparison of results under one protocol",
         fix="evaluate both under the same card and data set (`evaluate.protocol` in params.yaml), then compare",
     )
+
+
+def _shown(episodes: tuple[int, int] | str | None) -> str:
+    if episodes == ANY_SIZE:
+        return "[height, width]"
+    return "null" if episodes is None else str(list(episodes))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from lexiseg.settings import Block
+
+Side = Annotated[int, Field(ge=1)]
 
 
 class EvaluateSettings(Block):
@@ -14,3 +18,4 @@ class EvaluateSettings(Block):
     splits: tuple[str, ...] = Field(min_length=1)
     pictures: int = Field(ge=0)
     boundary_tolerance: float = Field(gt=0.0, lt=1.0)
+    episodes: tuple[Side, Side] | None

@@ -13,4 +13,5 @@ from lexiseg.stages.predict import write_predictions
 def run(settings: Any, inputs: Mapping[str, Path], outputs: Path, *, name: str) -> None:
     """Build the baseline (`linear` fits its head first) and write its predictions folder."""
     scorer = resolve(BASELINES[name])(settings, inputs)
-    write_predictions(scorer, inputs["prepare"], outputs, splits=settings.evaluate.splits)
+    asked = settings.evaluate
+    write_predictions(scorer, inputs["prepare"], outputs, splits=asked.splits, episodes=asked.episodes)

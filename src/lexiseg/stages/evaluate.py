@@ -2,7 +2,7 @@
 
 metrics.json                        {"method", "protocol": {name, hash, card}, "splits": {split: metrics}}
 tables/<split>_per_class.csv        a row per class
-tables/<split>_confusions.csv       the most frequent mistakes
+tables/<split>_confusions.csv       the most frequent mistakes (not of episodes, where classes do not compete)
 pictures/<split>_<k>.png            photo, truth, prediction
 pictures/<split>_overview.png       all of them on one sheet
 """
@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lexiseg.evaluation.episodes import evaluate_episodes
 from lexiseg.evaluation.evaluate import SplitResult, evaluate_split
 from lexiseg.evaluation.protocol import load_protocol
 from lexiseg.evaluation.sheets import example_picture, overview_picture
@@ -32,6 +33,7 @@ PER_CLASS: tuple[str, ...] = (
     "pixels_true",
     "pixels_predicted",
 )
+PER_EPISODE_CLASS: tuple[str, ...] = ("class", "seen", "episodes", "iou", "intersection", "union")
 CONFUSIONS: tuple[str, ...] = ("true", "predicted", "pixels", "share")
 
 
@@ -58,10 +60,13 @@ def run(settings: Any, inputs: Mapping[str, Path], outputs: Path, *, method: str
         adapter=info["adapter"],
         templates=_templates(settings.encode.text, vocabulary),
         boundary_tolerance=settings.evaluate.boundary_tolerance,
+        episodes=settings.evaluate.episodes,
+        inference=_inference(settings, method),
     )
+    measure = evaluate_episodes if protocol.episodes else evaluate_split
     metrics = {}
     for split in settings.evaluate.splits:
-        result = evaluate_split(
+        result = measure(
             predictions=predictions,
             prepared=prepared,
             split=split,
@@ -69,9 +74,14 @@ def run(settings: Any, inputs: Mapping[str, Path], outputs: Path, *, method: str
             pictures=settings.evaluate.pictures,
         )
         metrics[split] = result.metrics
-        _write_tables(outputs / "tables", split, result)
+        _write_tables(outputs / "tables", split, result, episodes=bool(protocol.episodes))
         _write_pictures(outputs / "pictures", split, result, vocabulary.unseen_names)
     write_json(outputs / "metrics.json", {"method": method, "protocol": protocol.entry(), "splits": metrics})
+
+
+def _inference(settings: Any, method: str) -> dict[str, Any]:
+    # Baselines see each picture once and whole.
+    return {} if method.startswith("baselines/") else getattr(settings, method).predict.card()
 
 
 def _templates(text: Any, vocabulary: Vocabulary) -> tuple[str, ...]:
@@ -80,11 +90,11 @@ def _templates(text: Any, vocabulary: Vocabulary) -> tuple[str, ...]:
     return vocabulary.templates if text.templates == "vocabulary" else ("{}",)
 
 
-def _write_tables(folder: Path, split: str, result: SplitResult) -> None:
-    for name, columns, rows in (
-        ("per_class", PER_CLASS, result.per_class),
-        ("confusions", CONFUSIONS, result.confusions),
-    ):
+def _write_tables(folder: Path, split: str, result: SplitResult, *, episodes: bool) -> None:
+    tables = [("per_class", PER_EPISODE_CLASS if episodes else PER_CLASS, result.per_class)]
+    if not episodes:
+        tables.append(("confusions", CONFUSIONS, result.confusions))
+    for name, columns, rows in tables:
         stream = io.StringIO()
         table = csv.DictWriter(stream, columns, lineterminator="\n")
         table.writeheader()

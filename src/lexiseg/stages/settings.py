@@ -36,6 +36,11 @@ class CommonSettings(Block):
             faults.append("encode.clip.source is none, but text or backbone has the source clip")
         if "maskclip" in self.baselines and encode.text.source != "clip":
             faults.append("the baseline maskclip needs encode.text.source: clip")
+        if "linear" in self.baselines and self.evaluate.episodes:
+            faults.append(
+                "the baseline linear knows the classes it was fitted on and no `others`: leave it out of `baselines`, "
+                "or set evaluate.episodes to null"
+            )
         lseg = getattr(self, "lseg", None)
         if lseg is not None and lseg.model.clip_residual and encode.backbone.source != "clip":
             faults.append("lseg.model.clip_residual needs encode.backbone.source: clip")

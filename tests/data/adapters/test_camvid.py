@@ -92,8 +92,8 @@ def test_other_layout(tmp_path):
 def test_registry(tmp_path):
     assert open_adapter("camvid", tmp_path).name == "camvid"
     with pytest.raises(DataError) as error:
-        open_adapter("coco", tmp_path)
-    assert error.value.found == "the adapter `coco`"
+        open_adapter("cityscapes", tmp_path)
+    assert error.value.found == "the adapter `cityscapes`"
     assert error.value.allowed == f"one of {', '.join(sorted(ADAPTERS))}"
     assert "data.adapter" in error.value.fix
 

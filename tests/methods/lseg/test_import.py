@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -99,7 +100,7 @@ def test_the_published_sizes_have_their_names():
 
 def test_the_resnet_of_the_zero_shot_models():
     torch.manual_seed(0)
-    resnet = timm.create_model("resnet50", num_classes=0)
+    resnet: Any = timm.create_model("resnet50", num_classes=0).eval()
     names = {"conv1": "layer1.0", "bn1": "layer1.1", "layer1": "layer1.4"}
     state = {name: value for name, value in random_state().items() if name.startswith("scratch")}
     for level, channels in enumerate((256, 512, 1024, 2048), start=1):
@@ -114,7 +115,7 @@ def test_the_resnet_of_the_zero_shot_models():
     assert imported.config["model"]["block"] == "none"
     with torch.inference_mode():
         maps = model.backbone(IMAGE)
-        x = resnet.maxpool(resnet.act1(resnet.bn1(resnet.conv1(IMAGE)))) if not resnet.eval().training else None
+        x = resnet.maxpool(resnet.act1(resnet.bn1(resnet.conv1(IMAGE))))
         for found, stage in zip(maps, (resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4), strict=True):
             x = stage(x)
             torch.testing.assert_close(found, x)

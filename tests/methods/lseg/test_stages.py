@@ -6,10 +6,12 @@ import torch
 from helpers.tiny import encoded, prepare_again, prepared, prepared_with_fault, settings, text_table, vocabulary_of
 from PIL import Image
 
+from lexiseg.data.adapters.base import Episodes
 from lexiseg.data.dataset import PreparedSplit
+from lexiseg.data.episodes import read_episodes, resize_ids, resize_picture
 from lexiseg.errors import DataError
 from lexiseg.methods.lseg.build import load_model
-from lexiseg.methods.lseg.stages import SeenBatches, train
+from lexiseg.methods.lseg.stages import EpisodeBatches, SeenBatches, train
 from lexiseg.settings import View
 from lexiseg.storage import hash_tree, load_tensors, read_json
 
@@ -93,6 +95,89 @@ def test_pictures_are_mirrored_with_their_labels(inputs):
     assert 2 <= mirrored <= 10
 
 
+def test_pictures_of_one_size_without_their_aspect(inputs):
+    made = batches(inputs, flip=False, batch=5, resize=[24, 8])(0)
+    split = PreparedSplit(inputs["prepare"], "train")
+    expected = {resize_picture(split[i]["image"], (24, 8)).tobytes(): split[i]["semantic"] for i in range(5)}
+    for image, target in zip(made["image"], made["target"], strict=True):
+        pixels = np.rint((image.permute(1, 2, 0).numpy() + 1) * 127.5).astype(np.uint8)
+        truth = resize_ids(expected[pixels.tobytes()], (24, 8))
+        assert (target.numpy() == np.where(truth == 2, -100, truth)).all()
+
+
+# ---- batches of two labels ---------------------------------------------------------------------------------------
+
+
+def questions(inputs, *, episodes=None, **changes):
+    recipe = settings({f"lseg.train.{key}": value for key, value in changes.items()}).lseg.train
+    episodes = episodes or read_episodes(inputs["prepare"], "train")
+    return EpisodeBatches(PreparedSplit(inputs["prepare"], "train"), episodes, recipe, config=STATISTICS, seed=3)
+
+
+def pictures_of(inputs, batch):
+    """The samples that the pictures of a batch are, without augmentation."""
+    split = PreparedSplit(inputs["prepare"], "train")
+    known = {split.image(row).tobytes(): split[row] for row in range(len(split))}
+    return [
+        known[np.rint((image.permute(1, 2, 0).numpy() + 1) * 127.5).astype(np.uint8).tobytes()]
+        for image in batch["image"]
+    ]
+
+
+def test_every_picture_is_asked_about_one_seen_class(inputs):
+    made = questions(inputs, flip=False, batch=10)
+    assert made.labels == ("others", "grass", "sky")
+    assert made.size == 10  # five pictures with both
+    batch = made(0)
+    asked = []
+    for sample, labels, target in zip(pictures_of(inputs, batch), batch["labels"], batch["target"], strict=True):
+        assert labels[0] == 0
+        name = made.labels[labels[1]]
+        assert (target.numpy() == (sample["semantic"] == ("grass", "sky").index(name))).all()
+        asked.append((sample["id"], name))
+    assert sorted(asked) == sorted(read_episodes(inputs["prepare"], "train").pairs)  # an epoch, each question once
+    assert batch["labels"].dtype == batch["target"].dtype == torch.int64
+
+
+def test_questions_depend_on_their_step_alone(inputs):
+    changes = {"photometric": 0.3, "crop": [8, 12], "scale": [0.5, 2.0], "batch": 4}
+    made = pickle.loads(pickle.dumps(questions(inputs, **changes)))
+    first, other, again = made(4), made(0), questions(inputs, **changes)(4)
+    assert all(torch.equal(first[key], again[key]) for key in ("image", "target", "labels"))
+    assert not torch.equal(first["image"], other["image"])
+
+
+def test_the_border_of_objects_is_others(tmp_path):
+    prepared(tmp_path, counts={"train": 2})
+    for path in (tmp_path / "raw/masks/train").iterdir():
+        mask = np.zeros((16, 16), np.uint8)
+        mask[:8], mask[8] = 1, 255
+        Image.fromarray(mask).save(path)
+    inputs = {"prepare": prepare_again(tmp_path)}
+    batch = questions(inputs, flip=False, batch=4)(0)
+    for labels, target in zip(batch["labels"], batch["target"], strict=True):
+        rows = slice(9, 16) if labels[1] == 1 else slice(0, 8)  # grass below, sky above
+        expected = torch.zeros(16, 16, dtype=torch.int64)
+        expected[rows] = 1
+        assert torch.equal(target, expected)
+    # What padding adds is no pixel of the picture, and counts nowhere.
+    padded = questions(inputs, flip=False, batch=4, crop=[20, 16])(0)["target"]
+    assert (padded[:, 16:] == -100).all()
+    assert (padded[:, :16] >= 0).all()
+
+
+def test_rare_classes_are_as_frequent_where_the_data_set_says_so(inputs):
+    ids = PreparedSplit(inputs["prepare"], "train").ids
+    pairs = (*((id, "grass") for id in ids), (ids[0], "sky"))
+    share = {}
+    for by_class in (False, True):
+        made = questions(inputs, episodes=Episodes(("grass", "sky"), pairs, by_class), batch=64)
+        share[by_class] = float((torch.cat([made(step)["labels"] for step in range(5)])[:, 1] == 2).float().mean())
+        assert made.size == (5 if by_class else 6)
+    assert share[False] == pytest.approx(1 / 6, abs=0.05)
+    assert share[True] == pytest.approx(1 / 2, abs=0.1)
+
+
 # ---- the stage ---------------------------------------------------------------------------------------------------
 
 
@@ -135,6 +220,16 @@ def test_the_papers_recipe_runs(inputs, tmp_path):
     assert all(torch.isfinite(value).all() for value in load_tensors(tmp_path / "model.safetensors").values())
 
 
+def test_training_with_two_labels(inputs, tmp_path):
+    for folder in "ab":
+        trained(inputs, tmp_path / folder, labels="episode", steps=3)
+    assert hash_tree(tmp_path / "a") == hash_tree(tmp_path / "b")
+    assert hash_tree(tmp_path / "a") != trained(inputs, tmp_path / "c", steps=3)
+    # 5 pictures with two classes each, batches of 2: 5 steps in an epoch
+    trained(inputs, tmp_path / "d", labels="episode", steps=None, epochs=1)
+    assert (tmp_path / "d/curve.csv").read_text().splitlines()[-1].startswith("5,")
+
+
 def test_stand_ins_of_a_table_are_noted(inputs, tmp_path):
     table = text_table(tmp_path, ["grass", "sky", "circle"])
     encode = encoded(tmp_path / "encode", changes={**table, "encode.text.stand_ins": {"ring": "circle"}})
@@ -152,6 +247,15 @@ def test_a_split_without_labels_learns_nothing_and_does_not_break(tmp_path):
     model, _ = load_model(tmp_path / "out")
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
     assert (model.head.weight == 0).all()
+
+
+def test_no_class_to_ask_for(tmp_path):
+    prepared(tmp_path, counts={"train": 2})
+    for path in (tmp_path / "raw/masks/train").iterdir():
+        Image.fromarray(np.full((16, 16), 2, np.uint8)).save(path)  # only the unseen class
+    inputs = {"prepare": prepare_again(tmp_path), "encode": encoded(tmp_path / "encode")}
+    with pytest.raises(DataError, match="no episode in the split `train`"):
+        trained(inputs, tmp_path / "out", labels="episode")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -92,4 +92,29 @@ class Adapter(Protocol):
 
     def samples(self, split: str) -> Iterator[RawSample]:
         """The samples of a split in a fixed order; cheap, as no picture is read before `load`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """Questions with two labels each: "others", and ONE class of a picture, whatever else is in it.
+
+    Attributes:
+        classes: the names that are asked about; evaluation takes the mean over all of them, asked or not.
+        pairs: (sample id, class name); one that is there twice counts twice.
+        by_class: training draws a class first and then one of its pictures, so that rare classes are as frequent
+            as others; False: it goes through the pairs.
+    """
+
+    classes: tuple[str, ...]
+    pairs: tuple[tuple[str, str], ...]
+    by_class: bool = False
+
+
+@runtime_checkable
+class ListsEpisodes(Protocol):
+    """An adapter of a data set with episodes of its own; for others see `lexiseg.data.episodes`."""
+
+    def episodes(self, split: str) -> Episodes:
+        """The episodes of a split; their pictures are among its samples."""
         ...

@@ -30,8 +30,8 @@ BLOCKS: Variants = {
     },
 }
 
-# Text encoders of other sizes beside one image architecture (the paper's Table 5), and the bare label of the paper. With
-# a CLIP that is pretrained here, both of its towers are trained anew.
+# Text encoders of other sizes beside one image architecture (the paper's Table 5), and the bare label of the paper.
+# With a CLIP that is pretrained here, both of its towers are trained anew.
 TEXT_ENCODERS: Variants = {
     "as set": {},
     "1 text block": {"encode.pretrain.text_layers": 1},

@@ -19,7 +19,8 @@ class LSegTraining(L.LightningModule):
 
     Args:
         model: the network.
-        text: unit vectors (N, C) of the training labels.
+        text: unit vectors (N, C) of the training labels. A batch whose pictures are asked about labels of their own has
+            `labels`, rows of `text`, int64 (B, n); in any other batch all N compete.
         settings: `lseg.train`.
         steps: optimiser steps of the whole training.
         steps_per_epoch: optimiser steps of one pass over the data.
@@ -32,7 +33,9 @@ class LSegTraining(L.LightningModule):
         self.register_buffer("text", text, persistent=False)
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
-        loss = pixel_cross_entropy(self.model(batch["image"], self.text), batch["target"])  # type: ignore[arg-type]
+        text: Any = self.text
+        text = text[batch["labels"]] if "labels" in batch else text
+        loss = pixel_cross_entropy(self.model(batch["image"], text), batch["target"])
         self.log("loss", loss)
         return loss
 

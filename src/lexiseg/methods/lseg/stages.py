@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from lexiseg.data.adapters.base import Episodes
 from lexiseg.data.dataset import PreparedSplit
+from lexiseg.data.episodes import OTHERS, read_episodes, resize_ids, resize_picture
 from lexiseg.data.targets import seen_targets
 from lexiseg.data.transforms import generator, normalise, random_colour, random_crop, random_flip, random_scale
 from lexiseg.encoders.text import load_text
@@ -26,22 +28,32 @@ class SeenBatches:
     """
 
     def __init__(self, split: PreparedSplit, settings: Any, *, config: Mapping[str, Any], seed: int) -> None:
-        self.labels = split.vocabulary.seen_names
+        self.labels: tuple[str, ...] = split.vocabulary.seen_names
+        self.size = len(split)  # samples of one epoch
         self._split, self._settings, self._seed = split, settings, seed
         self._mean, self._std = config["mean"], config["std"]
 
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
-        indices = shuffled_indices(len(self._split), self._settings.batch, step, seed=self._seed)
-        samples = [self._sample(int(index), generator(self._seed, step, p)) for p, index in enumerate(indices)]
-        check_labelled_batch(samples, crop="lseg.train.crop")
-        images = [normalise(sample["image"], mean=self._mean, std=self._std) for sample in samples]
+        indices = shuffled_indices(self.size, self._settings.batch, step, seed=self._seed)
+        samples = [self._sample(self._split[int(i)], generator(self._seed, step, p)) for p, i in enumerate(indices)]
         # Made here and not kept: a loader's worker has to be able to pickle this object.
         to_targets = seen_targets(self._split.vocabulary)
+        return self._batch(samples, to_targets)
+
+    def _batch(
+        self, samples: list[dict[str, Any]], to_targets: Callable[[np.ndarray], np.ndarray]
+    ) -> dict[str, torch.Tensor]:
+        check_labelled_batch(samples, crop="lseg.train.crop` or `lseg.train.resize")
+        images = [normalise(sample["image"], mean=self._mean, std=self._std) for sample in samples]
         targets = [torch.from_numpy(to_targets(sample["semantic"])) for sample in samples]
         return {"image": torch.stack(images), "target": torch.stack(targets)}
 
-    def _sample(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        settings, sample = self._settings, self._split[index]
+    def _sample(self, sample: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        settings = self._settings
+        if settings.resize is not None:
+            picture, ids = resize_picture(sample["image"], settings.resize), sample["semantic"]
+            ids = ids if ids is None else resize_ids(ids, settings.resize)
+            sample = {**sample, "image": picture, "semantic": ids}
         if settings.scale is not None:
             # The official pipeline scales the long side to a multiple of one base size.
             unit = settings.base_size / max(sample["image"].shape[:2]) if settings.base_size else 1.0
@@ -55,6 +67,45 @@ class SeenBatches:
         return sample
 
 
+class EpisodeBatches(SeenBatches):
+    """Batch k of the zero-shot training: each picture is asked about one class of its own, in two labels.
+
+    Which pictures and classes, the data set's episodes say (`lexiseg.data.episodes`). Target 0 is "others": all other
+    classes, and the border of objects too, as in the official code; only evaluation leaves it out.
+    """
+
+    def __init__(
+        self, split: PreparedSplit, episodes: Episodes, settings: Any, *, config: Mapping[str, Any], seed: int
+    ) -> None:
+        super().__init__(split, settings, config=config, seed=seed)
+        self.labels, self.size = (OTHERS, *episodes.classes), len(episodes.pairs)
+        rows = {id: row for row, id in enumerate(split.ids)}
+        label = {name: row for row, name in enumerate(self.labels)}
+        # (episodes, 2): the picture's row in the split, and the class's in `labels`.
+        self._episodes = np.array([(rows[sample], label[name]) for sample, name in episodes.pairs])
+        self._of_class = None
+        if episodes.by_class:
+            self.size = len(set(self._episodes[:, 0]))
+            self._of_class = [np.flatnonzero(self._episodes[:, 1] == row) for row in np.unique(self._episodes[:, 1])]
+
+    def __call__(self, step: int) -> dict[str, torch.Tensor]:
+        asked, samples = [], []
+        shuffled = shuffled_indices(self.size, self._settings.batch, step, seed=self._seed)
+        for position, number in enumerate(shuffled):
+            rng = generator(self._seed, step, position)
+            if self._of_class is not None:  # then the order of the list says nothing
+                number = rng.choice(self._of_class[rng.integers(len(self._of_class))])
+            row, label = self._episodes[number]
+            sample = self._split[int(row)]
+            if sample["semantic"] is not None:
+                # Before the augmentation, whose padding stays without a label.
+                id = self._split.vocabulary.index(self.labels[label])
+                sample["semantic"] = (sample["semantic"] == id).astype(np.int64)
+            samples.append(self._sample(sample, rng))
+            asked.append((0, int(label)))
+        return {**self._batch(samples, lambda ids: ids), "labels": torch.tensor(asked)}
+
+
 def train(settings: Any, inputs: Mapping[str, Path], outputs: Path) -> None:
     """Stage lseg-train: prepared data and frozen encoders -> model.safetensors, model.json, curve.csv."""
     split = PreparedSplit(inputs["prepare"], "train")
@@ -62,8 +113,12 @@ def train(settings: Any, inputs: Mapping[str, Path], outputs: Path) -> None:
     torch.manual_seed(settings.seed)
     model, config = new_model(inputs["encode"], settings.lseg.model, text_dim=text.dim)
     recipe = settings.lseg.train
-    batches = SeenBatches(split, recipe, config=config, seed=settings.seed)
-    per_epoch = max(1, len(split) // (recipe.batch * recipe.accumulate))
+    if recipe.labels == "episode":
+        episodes = read_episodes(inputs["prepare"], "train")
+        batches = EpisodeBatches(split, episodes, recipe, config=config, seed=settings.seed)
+    else:
+        batches = SeenBatches(split, recipe, config=config, seed=settings.seed)
+    per_epoch = max(1, batches.size // (recipe.batch * recipe.accumulate))
     steps = recipe.steps or recipe.epochs * per_epoch
     module = LSegTraining(
         model, text=text.embed(batches.labels), settings=recipe, steps=steps, steps_per_epoch=per_epoch

@@ -1,0 +1,310 @@
+"""The scripts in benchmarks/ at a tiny size: that they run, what they check, what they write. Never how fast."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.tiny import open_clip_model
+
+from benchmarks import harness, lseg_inference, lseg_memory, lseg_training, metrics, networks, plain
+from lexiseg.storage import read_json
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = [path for path in sorted((ROOT / "benchmarks").glob("*.py")) if "def main(" in path.read_text()]
+RESULTS = sorted((ROOT / "benchmarks/results").glob("*.json"))
+VIT = ["--model", "vit_tiny_patch16_224", "--features", "8"]
+
+
+@pytest.fixture
+def small_clip(tmp_path):
+    """Name of a small architecture of open_clip that is known in this process."""
+    open_clip_model(tmp_path / "configs")
+    return "lexiseg-test"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def only_result(folder):
+    (path,) = folder.glob("*.json")
+    return path, read_json(path)
+
+
+# ---- the arithmetic ----------------------------------------------------------------------------------------------
+
+
+def clock_of(order, seconds):
+    """A clock under which each run takes what is said, and candidates that note when they run."""
+    now = [0.0]
+
+    def candidate(name):
+        def run():
+            order.append(name)
+            now[0] += seconds[name].pop(0)
+
+        return run
+
+    return {name: candidate(name) for name in seconds}, lambda: now[0]
+
+
+def test_candidates_take_turns():
+    order = []
+    candidates, clock = clock_of(order, {name: [1.0] * 3 for name in "abc"})
+    harness.compare(candidates, repeats=2, warmup=1, clock=clock)
+    assert order == [*"abc", *"cba", *"abc"]
+
+
+def test_median_spread_and_ratios():
+    candidates, clock = clock_of([], {"ours": [9.0, 1.0, 2.0, 4.0], "peer": [9.0, 4.0, 4.0, 6.0]})
+    found = harness.compare(candidates, repeats=3, warmup=1, clock=clock)
+    assert found["seconds"]["ours"] == {"median": 2.0, "quartiles": [1.5, 3.0], "all": [1.0, 2.0, 4.0]}
+    assert found["seconds"]["peer"] == {"median": 4.0, "quartiles": [4.0, 5.0], "all": [4.0, 4.0, 6.0]}
+    ratio = found["times_as_long"]
+    assert list(ratio) == ["peer"]  # the first is what it is compared with
+    assert ratio["peer"]["of_medians"] == 2.0
+    assert ratio["peer"]["quartiles"] == [1.75, 3.0]  # of 4/1, 4/2 and 6/4
+    assert ratio["peer"]["range"] == [1.5, 4.0]
+    lines = harness.table(found, per=2, unit="picture").splitlines()
+    assert "1000.00 ms/picture  (750.00 to 1500.00)" in lines[0]
+    assert "2.00 times as long (1.50 to 4.00)" in lines[1]
+
+
+def test_one_round_is_its_own_spread():
+    candidates, clock = clock_of([], {"ours": [2.0], "peer": [3.0]})
+    found = harness.compare(candidates, repeats=1, warmup=0, clock=clock)
+    assert found["seconds"]["ours"]["quartiles"] == [2.0, 2.0]
+    assert found["times_as_long"]["peer"]["range"] == [1.5, 1.5]
+
+
+def test_shares_of_what_is_saved():
+    seconds = {"lexiseg": 1.0, lseg_inference.PLAIN: 5.0, lseg_inference.GIVEN: 2.0}
+    found = lseg_inference.shares({"seconds": {name: {"median": value} for name, value in seconds.items()}})
+    assert found == {"saved_seconds": 4.0, "by_text_vectors": 0.75, "by_the_rest": 0.25}
+
+
+def test_the_peer_s_arrays():
+    # 10,000 labels at 360 x 480 and at half of it, four bytes each
+    assert lseg_memory.peer_arrays(10_000, 360, 480) == 4 * 10_000 * (360 * 480 + 180 * 240)
+    assert lseg_memory.peer_arrays(1, 3, 5) == 4 * (15 + 6)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Intel(R) Xeon(R) CPU @ 2.20GHz", "intel-xeon-cpu-2.20ghz"),
+        ("NVIDIA H200", "nvidia-h200"),
+        ("2.15.0+cu128", "2.15.0-cu128"),
+        ("lseg_training-ViT-L/16", "lseg_training-vit-l-16"),
+    ],
+)
+def test_words_in_the_name_of_a_file(text, expected):
+    assert harness.slug(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [
+        ("cpu", "metrics-amd-epyc-2-cores-torch2.15.0-fp32.json"),
+        ("cuda", "metrics-nvidia-h200-torch2.15.0-fp32.json"),
+        ("cuda:1", "metrics-nvidia-h200-torch2.15.0-fp32.json"),
+    ],
+)
+def test_a_file_is_named_after_the_hardware_that_did_the_work(device, expected):
+    hardware = {"processor": "AMD EPYC", "cores": 2, "gpu": "NVIDIA H200"}
+    made = {"device": device, "hardware": hardware, "versions": {"torch": "2.15.0"}}
+    assert harness.file_name("metrics", made, precision="fp32") == expected
+
+
+# ---- memory ------------------------------------------------------------------------------------------------------
+
+
+def test_memory_is_the_child_s_own(small_clip, tmp_path):
+    held = np.ones(100_000_000)  # 800 MB that are not the child's
+    options = {"model": VIT[1], "features": 8, "text_dim": 8, "labels": 3, "size": [32, 32], "batch": 2}
+    options |= {"precision": "fp32", "device": "cpu", "threads": 1}
+    found = harness.peak_memory("lseg_training:memory_of", name="lexiseg", options=options)
+    assert harness.peak_bytes() > held.nbytes + found["imports_bytes"] / 2
+    assert 50e6 < found["imports_bytes"] < found["peak_bytes"]
+    assert found["work_bytes"] == found["peak_bytes"] - found["imports_bytes"]
+    assert found["work_bytes"] < held.nbytes
+    assert found["result"] == {"cuda_bytes": None}
+
+
+def test_a_child_that_fails():
+    with pytest.raises(RuntimeError, match="nowhere:nothing ended with 1"):
+        harness.peak_memory("nowhere:nothing")
+
+
+# ---- what the benchmarks run -------------------------------------------------------------------------------------
+
+
+def test_labels_are_all_different():
+    names = networks.labels(10_880)
+    assert len(set(names)) == 10_880
+    assert names[:20] == networks.labels(20)
+    with pytest.raises(ValueError, match="10881 labels; there are words for 10880"):
+        networks.labels(10_881)
+
+
+def test_a_picture_is_smooth():
+    image = networks.picture(height=40, width=60)
+    assert (image.shape, image.dtype) == ((40, 60, 3), np.uint8)
+    assert (image.min(), image.max()) == (0, 255)
+    assert np.abs(np.diff(image.astype(int), axis=1)).mean() < 20
+    assert np.array_equal(image, networks.picture(height=40, width=60))
+    assert not np.array_equal(image, networks.picture(height=40, width=60, seed=1))
+
+
+@pytest.mark.parametrize("block", ["none", "bottleneck", "depthwise"])
+def test_the_plain_form_computes_the_same(tmp_path, block):
+    model, config = networks.random_network(tmp_path, text_dim=8, backbone=VIT[1], features=8, block=block)
+    assert config["mean"] == [0.5, 0.5, 0.5]
+    pictures = np.stack([networks.picture(height=32, width=48, seed=seed) for seed in (5, 6)])
+    images = torch.from_numpy(pictures).permute(0, 3, 1, 2).double() / 127.5 - 1
+    text = torch.randn(5, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    text = text / text.norm(dim=-1, keepdim=True)
+    with torch.no_grad():
+        found, expected = plain.plain_logits(model.double(), images, text, size=(32, 48)), model(images, text)
+    assert found.shape == (2, 5, 32, 48)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+    assert len(found.argmax(dim=1).unique()) > 1  # pixels differ, or equal maps would prove nothing
+
+
+# ---- the scripts -------------------------------------------------------------------------------------------------
+
+
+def test_metrics(tmp_path, capsys):
+    options = ["--classes", "3", "12", "--pictures", "2", "--size", "40", "--repeats", "2", "--threads", "1"]
+    metrics.main([*options, "--out", str(tmp_path)])
+    path, result = only_result(tmp_path)
+    assert path.name.startswith("metrics-")
+    assert path.name.endswith(f"-torch{harness.slug(version('torch'))}-int64.json")
+    assert result["made_with"]["threads"] == 1
+    assert result["made_with"]["device"] == "cpu"
+    assert result["made_with"]["versions"]["torchmetrics"] == version("torchmetrics")
+    assert result["settings"] == {"repeats": 2, "classes": [3, 12], "pictures": 2, "size": 40}
+    assert [row["classes"] for row in result["rows"]] == [3, 12]
+    for row in result["rows"]:
+        assert 0 < row["miou"]["lexiseg"] < 1
+        assert row["miou"]["torchmetrics"] == pytest.approx(row["miou"]["lexiseg"], abs=1e-6)
+        assert len(row["seconds"]["torchmetrics, unchecked"]["all"]) == 2
+    assert "ms/picture" in capsys.readouterr().out
+
+
+def test_nothing_is_timed_where_values_differ(monkeypatch):
+    monkeypatch.setattr(metrics, "ours", lambda classes, pairs: 0.0)
+    monkeypatch.setattr(metrics, "compare", pytest.fail)
+    with pytest.raises(AssertionError, match="3 classes: the values differ"):
+        metrics.main(["--classes", "3", "--pictures", "1", "--size", "20"])
+
+
+def test_lseg_inference(tmp_path, small_clip):
+    options = [*VIT, "--clip", small_clip, "--labels", "3", "6", "--size", "40", "64", "--repeats", "1"]
+    lseg_inference.main([*options, "--out", str(tmp_path / "out")])
+    path, result = only_result(tmp_path / "out")
+    assert path.name.startswith("lseg_inference-vit_tiny_patch16_224-")
+    assert [row["labels"] for row in result["rows"]] == [3, 6]
+    for row in result["rows"]:
+        assert row["equal_pixels"] >= 0.999
+        assert row["labels_found"] > 1
+        assert set(row["seconds"]) == {"lexiseg", lseg_inference.PLAIN, lseg_inference.GIVEN}
+
+
+def test_lseg_memory(tmp_path, small_clip):
+    options = [*VIT, "--clip", small_clip, "--labels", "9", "--size", "32", "48", "--blocks", "bottleneck"]
+    lseg_memory.main([*options, "--peer", "always", "--out", str(tmp_path / "out")])
+    path, result = only_result(tmp_path / "out")
+    assert path.name.startswith("lseg_memory-vit_tiny_patch16_224-")
+    (row,) = result["rows"]
+    assert (row["labels"], row["block"], row["limit_bytes"]) == (9, "bottleneck", 4_000_000_000)
+    assert row["lexiseg"]["imports_bytes"] < row["lexiseg"]["result"]["loaded_bytes"] <= row["lexiseg"]["peak_bytes"]
+    assert row["peer"]["how"] == "measured"
+    assert row["peer"]["peak_bytes"] > row["peer"]["imports_bytes"]
+
+
+def test_a_peer_that_would_not_fit_is_not_run(monkeypatch):
+    monkeypatch.setattr(lseg_memory, "peak_memory", pytest.fail)
+    case = {"count": 10**9, "height": 360, "width": 480}
+    computed = {"how": "computed", "peak_bytes": lseg_memory.peer_arrays(10**9, 360, 480)}
+    assert lseg_memory.of_peer(case, block="none", measure="auto") == computed
+    assert lseg_memory.of_peer({**case, "count": 1}, block="none", measure="never")["how"] == "computed"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_lseg_training(tmp_path, monkeypatch, precision):
+    # What takes a process for each candidate is tried above.
+    memory = {"peak_bytes": 1, "imports_bytes": 0, "work_bytes": 1, "result": {"cuda_bytes": None}}
+    monkeypatch.setattr(lseg_training, "peak_memory", lambda *_, **__: memory)
+    options = ["--model", VIT[1], "--features", "32", "--labels", "7", "--size", "64", "48", "--batch", "2"]
+    options += ["--repeats", "1", "--precision", precision]
+    lseg_training.main([*options, "--out", str(tmp_path)])
+    path, result = only_result(tmp_path)
+    assert path.name.startswith("lseg_training-vit_tiny_patch16_224-")
+    assert path.name.endswith(f"-{precision}.json")
+    (row,) = result["rows"]
+    assert sorted(row["losses"]) == sorted(row["candidates"]) == sorted(lseg_training.CANDIDATES)
+    assert row["losses"]["lexiseg"][0] > row["losses"]["lexiseg"][-1]  # it learns
+    for candidate in row["candidates"].values():
+        assert candidate["operations"] > 1e6
+        assert candidate["share_of_peak"] > 0
+        assert candidate["memory"] == memory
+
+
+def test_losses_that_differ(tmp_path):
+    options = {"model": VIT[1], "features": 8, "text_dim": 8, "labels": 3, "size": [32, 32], "batch": 2}
+    given = argparse.Namespace(**options, device="cpu")
+    first, data = lseg_training.network(given), lseg_training.data_for(given)
+    other = (data[0], data[1], data[2].flip(0))
+    steps = {
+        "lexiseg": lseg_training.Step("lexiseg", first, data, precision="fp32"),
+        "plain": lseg_training.Step("plain", lseg_training.network(given), other, precision="fp32"),
+    }
+    with pytest.raises(AssertionError, match="the losses differ"):
+        lseg_training.check_losses(steps, tolerance=1e-4)
+
+
+def test_the_page_has_the_commands():
+    page = (ROOT / "benchmarks/README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"`(python benchmarks/(\w+)\.py[^`]*)`", page)
+    assert {script for _, script in commands} == {path.stem for path in SCRIPTS}
+    for command, script in commands:
+        assert f"    {command}\n" in (ROOT / f"benchmarks/{script}.py").read_text(encoding="utf-8")
+
+
+def test_a_script_runs_by_its_path(tmp_path):
+    command = [sys.executable, ROOT / "benchmarks/metrics.py", "--classes", "3", "--pictures", "1", "--size", "20"]
+    done = subprocess.run([*command, "--repeats", "1"], cwd=tmp_path, text=True, capture_output=True, check=True)
+    assert done.stdout.startswith("3 classes, mIoU 0.")
+    assert list(tmp_path.iterdir()) == []  # without --out nothing is written
+
+
+# ---- what is published -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", RESULTS, ids=[file.stem for file in RESULTS])
+def test_a_result_file_says_how_it_was_measured(file):
+    result = read_json(file)
+    made = result["made_with"]
+    assert (ROOT / "benchmarks" / made["command"].split()[0]).is_file()
+    assert re.fullmatch("[0-9a-f]{40}", made["commit"]), "published numbers are of a commit, without changes since"
+    assert re.fullmatch(r"20\d\d-\d\d-\d\d", made["date"])
+    assert made["versions"]["python"]
+    assert made["versions"]["torch"]
+    assert made["hardware"]["processor"]
+    assert result["rows"]
+    if "benchmark" in result:
+        precision = file.stem.rpartition("-")[2]
+        assert file.name == harness.file_name(result["benchmark"], made, precision=precision)
+        assert made["threads"] >= 1
