@@ -232,7 +232,11 @@ def _vit(official: Mapping[str, Tensor], chosen: ImportOptions) -> dict[str, Any
 
 def _resnet(official: Mapping[str, Tensor]) -> dict[str, Any]:
     counts = [len({name.split(".")[start] for name in official if re.match(stage, name)}) for stage, start in _STAGES]
-    names: dict[tuple[int, ...], str] = {(3, 4, 6, 3): "resnet50", (3, 4, 23, 3): "resnet101", (3, 8, 36, 3): "resnet152"}
+    names: dict[tuple[int, ...], str] = {
+        (3, 4, 6, 3): "resnet50",
+        (3, 4, 23, 3): "resnet101",
+        (3, 8, 36, 3): "resnet152",
+    }
     if tuple(counts) not in names:
         raise ModelError(
             found=f"a ResNet with {counts} blocks",

@@ -1,0 +1,82 @@
+"""LSeg computed as its paper and code write it down, with the weights of a model folder: the peer of the benchmarks.
+
+Every pixel embedding is made, normalised and multiplied with the label vectors, all logits are brought to the size of
+the picture, and the best label is taken from those. Letters in shapes as in `lexiseg.methods.lseg.model`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lexiseg.encoders.clip import load_clip
+from lexiseg.methods.lseg.build import load_model
+from lexiseg.methods.lseg.model import LSeg
+from lexiseg.methods.lseg.regularisation import SpatialRegularisation
+
+
+def plain_logits(model: LSeg, images: Tensor, text: Tensor, *, size: tuple[int, int]) -> Tensor:
+    """Logits (B, N, *size) of normalised images (B, 3, H, W) and unit label vectors (N, C)."""
+    features = model.decoder(model.backbone(images), image_size=(images.shape[-2], images.shape[-1]))
+    embedded = model.head(features)
+    batch, channels, height, width = embedded.shape
+    pixels = embedded.permute(0, 2, 3, 1).reshape(-1, channels)
+    pixels = pixels / pixels.norm(dim=-1, keepdim=True)
+    logits = (model.scale * pixels) @ text.T
+    logits = logits.reshape(batch, height, width, len(text)).permute(0, 3, 1, 2)
+    if model.regularisation is not None:
+        logits = plain_regularisation(model.regularisation, logits)
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=True)
+
+
+def plain_regularisation(block: SpatialRegularisation, logits: Tensor) -> Tensor:
+    """The spatial regularisation block on logits (B, N, h, w): every label's map is a picture of one channel."""
+    for turn in range(block.depth):
+        result = block.depthwise(logits.flatten(0, 1)[:, None]).reshape(logits.shape)
+        if block.block == "bottleneck":
+            result = result + logits.amax(dim=1, keepdim=True)
+        logits = result if turn == block.depth - 1 else block.activation(result)
+    return logits
+
+
+class PlainSegmenter:
+    """Segments pictures with a model folder, in float32.
+
+    Args:
+        folder: a model folder whose text side is a CLIP.
+        device: where all of it is computed.
+    """
+
+    def __init__(self, folder: Path, *, device: str = "cpu") -> None:
+        model, config = load_model(folder)
+        self.model, self.device = model.to(device), device
+        self.mean, self.std = (torch.tensor(config[key], device=device).view(1, 3, 1, 1) for key in ("mean", "std"))
+        self.clip = load_clip(folder / "clip")
+        self.clip.model.to(device)
+
+    @torch.inference_mode()
+    def encode(self, labels: Sequence[str]) -> Tensor:
+        """Unit vectors (N, C) of the bare labels, all in one batch."""
+        tokens = self.clip.tokenize(list(labels)).to(self.device)
+        return F.normalize(self.clip.model.encode_text(tokens), dim=-1)  # type: ignore[operator]
+
+    @torch.inference_mode()
+    def segment(self, image: np.ndarray, text: Tensor) -> np.ndarray:
+        """Index of the best label (H, W) of a uint8 RGB picture (H, W, 3)."""
+        size = image.shape[:2]
+        logits = plain_logits(self.model, self.prepare(image), text, size=(size[0], size[1]))
+        return logits.argmax(dim=1)[0].cpu().numpy()
+
+    def prepare(self, image: np.ndarray) -> Tensor:
+        """The input of the network (1, 3, h', w'): sides as the ViT needs them, normalised."""
+        pixels = torch.from_numpy(image).to(self.device).permute(2, 0, 1)[None].float() / 255
+        patch = self.model.backbone.multiple
+        size = [max(patch, round(side / patch) * patch) for side in pixels.shape[-2:]]
+        if size != list(pixels.shape[-2:]):
+            pixels = F.interpolate(pixels, size=size, mode="bilinear", align_corners=True)
+        return (pixels - self.mean) / self.std
