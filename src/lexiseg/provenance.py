@@ -54,5 +54,15 @@ def _commit(root: Path) -> str | None:
         return done.stdout.strip() if done.returncode == 0 else None
 
     commit = git("rev-parse", "HEAD")
-    changed = git("status", "--porcelain", "--", "src", "dvc.yaml", "params.yaml", "pyproject.toml", "constraints.txt")
+    changed = git(
+        "status",
+        "--porcelain",
+        "--",
+        "src",
+        "benchmarks/*.py",
+        "dvc.yaml",
+        "params.yaml",
+        "pyproject.toml",
+        "constraints.txt",
+    )
     return f"{commit}+" if commit and changed else commit

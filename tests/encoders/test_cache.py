@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from lexiseg.encoders import cache as cache_module
 from lexiseg.encoders.cache import EmbeddingCache
 
 # Embeds 60 texts ten at a time, in an order of its own, and writes what it got.
@@ -101,11 +102,23 @@ def test_a_cache_that_cannot_be_used_is_done_without(tmp_path, monkeypatch, caps
     assert str(folder) in said
 
 
-def test_without_a_folder_nothing_is_kept():
+def test_without_a_folder_vectors_are_kept_as_long_as_the_cache():
     compute, cache = Counting(), EmbeddingCache(None)
     for _ in range(2):
         cache.fetch("e", ["a"], compute)
-    assert len(compute.asked) == 2
+    assert compute.asked == [["a"]]
+    EmbeddingCache(None).fetch("e", ["a"], compute)
+    cache.fetch("other", ["a"], compute)
+    assert len(compute.asked) == 3
+
+
+def test_memory_is_limited(monkeypatch):
+    monkeypatch.setattr(cache_module, "MEMORY_ROWS", 3)
+    compute, cache = Counting(), EmbeddingCache(None)
+    for texts in (["a", "b"], ["c", "d"], ["c"], ["a", "bb", "ccc", "dddd"]):
+        rows = cache.fetch("e", texts, compute)
+        assert rows[:, 0].tolist() == [len(text) for text in texts]
+    assert compute.asked == [["a", "b"], ["c", "d"], ["a", "bb", "ccc", "dddd"]]
 
 
 def test_what_is_fetched_may_be_changed(tmp_path):

@@ -16,6 +16,7 @@ from torch import Tensor
 from lexiseg.workspace import find_root, private_folder
 
 _FAILURES = (sqlite3.Error, diskcache.Timeout, OSError)
+MEMORY_ROWS = 50_000  # 100 MB of vectors of 512 numbers
 SIZE_LIMIT = 2**30  # bytes; the embeddings stored longest ago go first
 
 
@@ -27,17 +28,18 @@ class _NoPickles(diskcache.Disk):
 
 
 class EmbeddingCache:
-    """Vectors on disk, keyed by what made them (encoder and circumstances) and of what (the text).
+    """Vectors in memory and on disk, keyed by what made them (encoder and circumstances) and of what (the text).
 
     Equal keys always hold equal values, so writers need no order among each other; SQLite keeps them from
     tearing each other's rows. A cache that is damaged, locked or without room is told of and done without.
 
     Args:
-        folder: where the cache lives; None keeps nothing.
+        folder: where the cache lives on disk; None keeps vectors in memory only.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self._folder, self._store = folder, None
+        self._memory: dict[str, bytes] = {}
         if folder is not None:
             try:
                 self._store = diskcache.Cache(str(folder), disk=_NoPickles, size_limit=SIZE_LIMIT, timeout=60)
@@ -46,7 +48,7 @@ class EmbeddingCache:
 
     @classmethod
     def of_working_tree(cls) -> EmbeddingCache:
-        """The cache of the working tree the process runs in; outside of one, nothing is kept."""
+        """The cache of the working tree the process runs in; outside of one, nothing is kept on disk."""
         root = find_root()
         return cls(private_folder(root) / "cache" / "text" if root else None)
 
@@ -63,13 +65,17 @@ class EmbeddingCache:
         """
         if not texts:
             return compute([])
-        found = self._read(encoder, texts)
+        found = {text: row for text in texts if (row := self._memory.get(f"{encoder}:{text}"))}
+        found |= self._read(encoder, [text for text in texts if text not in found])
         missing = [text for text in dict.fromkeys(texts) if text not in found]
         if missing:
             rows = zip(missing, compute(missing), strict=True)
             made = {text: row.numpy().astype("<f4").tobytes() for text, row in rows}
             self._write(encoder, made)
             found |= made
+        if len(self._memory) + len(found) > MEMORY_ROWS:
+            self._memory.clear()
+        self._memory |= {f"{encoder}:{text}": row for text, row in found.items()}
         return torch.from_numpy(
             np.stack([np.frombuffer(found[text], dtype="<f4") for text in texts]).astype(np.float32)
         )

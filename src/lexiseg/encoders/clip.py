@@ -231,8 +231,12 @@ def build_clip(config: dict[str, Any], *, source: str) -> nn.Module:
     return kind(**arguments)
 
 
-def load_clip(folder: Path) -> FrozenClip:
+def load_clip(folder: Path, *, visual: bool = True) -> FrozenClip:
     """Read a CLIP folder.
+
+    Args:
+        folder: written by the encode stage.
+        visual: keep the image tower; without it the result embeds texts only, in half the memory.
 
     Raises:
         ModelError: the folder is not one.
@@ -246,6 +250,8 @@ def load_clip(folder: Path) -> FrozenClip:
     config = read_json(folder / "clip.json")
     model = build_clip(config, source=str(folder / "clip.json"))
     model.load_state_dict(load_tensors(folder / "model.safetensors"))
+    if not visual:
+        model.visual = nn.Identity()
     if isinstance(model, TinyClip):
         context = model.config.context_length
         tokenize: Any = WordTokenizer.load(folder / "tokenizer.json", context_length=context)

@@ -211,7 +211,9 @@ def load_text(folder: Path, *, cache: EmbeddingCache | None = None) -> TextEncod
     }
     identity = sha256_of_json({"files": hash_tree(model_folder), **circumstances})
     if config["source"] == "clip":
-        return ClipText(load_clip(model_folder), templates=config["templates"], identity=identity, cache=cache)
+        return ClipText(
+            load_clip(model_folder, visual=False), templates=config["templates"], identity=identity, cache=cache
+        )
     return SentenceText(
         model_folder, templates=config["templates"], identity=identity, cache=cache, licence=config["licence"]
     )

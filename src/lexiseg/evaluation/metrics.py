@@ -42,28 +42,30 @@ class ConfusionMatrix:
         Raises:
             DataError: the shapes differ, or a value is outside the classes.
         """
-        true, predicted = torch.as_tensor(truth), torch.as_tensor(prediction)
+        true, predicted = _array(truth), _array(prediction)
         if true.shape != predicted.shape:
             raise DataError(
                 found=f"a prediction of shape {tuple(predicted.shape)} for a truth of shape {tuple(true.shape)}",
                 allowed="equal shapes",
                 fix="upsample the scores to the size of the label image",
             )
-        kept = true != IGNORE_LABEL
-        true, predicted = true[kept].long(), predicted[kept].long()
-        if not len(true):
+        left_out = true == IGNORE_LABEL
+        if left_out.all():
             return
+        # Taking the others out by a mask costs three times the counting: they are counted as class 0 and taken off.
+        true, predicted = np.where(left_out, 0, true), np.where(left_out, 0, predicted)
         size = len(self.classes)
         for what, values in (("label", true), ("predicted class", predicted)):
-            lowest, highest = (int(value) for value in torch.aminmax(values))
+            lowest, highest = int(values.min()), int(values.max())
             if lowest < 0 or highest >= size:
                 raise DataError(
                     found=f"the {what} {lowest if lowest < 0 else highest}",
                     allowed=f"0..{size - 1} ({', '.join(self.classes)}), or {IGNORE_LABEL} to leave a pixel out",
                     fix="check that labels and predictions belong to the same vocabulary",
                 )
-        pairs = torch.bincount(true * size + predicted, minlength=size * size)
-        self.counts += pairs.reshape(size, size).cpu().numpy()
+        pairs = np.bincount((true * np.int64(size) + predicted).ravel(), minlength=size * size)
+        pairs[0] -= np.count_nonzero(left_out)
+        self.counts += pairs.reshape(size, size)
 
     @property
     def true_pixels(self) -> np.ndarray:
@@ -155,6 +157,10 @@ def harmonic_mean(first: float | None, second: float | None) -> float | None:
     if first is None or second is None:
         return None
     return 2 * first * second / (first + second) if first + second else 0.0
+
+
+def _array(values: torch.Tensor | np.ndarray) -> np.ndarray:
+    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
