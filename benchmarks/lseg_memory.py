@@ -3,8 +3,8 @@
     python benchmarks/lseg_memory.py --out
 
 Each case is a process of its own, with and without the spatial regularisation block (bottleneck, depth 2). What the
-process holds is imports, the text tower of the CLIP, the network, and the work. Encoding ten thousand labels takes minutes
-on a CPU; it is done once and kept, as in any working tree.
+process holds is imports, the text tower of the CLIP, the network, and the work. Encoding ten thousand labels takes
+minutes on a CPU; it is done once and kept, as in any working tree.
 
 The peer (plain.py) has the same CLIP and network; its text vectors are random and given to it. It holds the logits of
 all labels at the size of the picture. Where they would not fit into the free memory it is not run, and the row has what

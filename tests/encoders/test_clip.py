@@ -145,6 +145,31 @@ def test_a_text_has_one_embedding_alone_and_among_others(request, tmp_path, orig
 # ---- dense embeddings --------------------------------------------------------------------------------------------
 
 
+def long_clip():
+    """A CLIP with the release's context of 77 tokens."""
+    torch.manual_seed(0)
+    vision = {"layers": 1, "width": 64, "head_width": 64, "patch_size": 16, "image_size": 32}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 3}
+    model = open_clip.CLIP(embed_dim=32, vision_cfg=vision, text_cfg=text)  # type: ignore[arg-type]
+    tokenize = open_clip.SimpleTokenizer(context_length=77)
+    return FrozenClip(model=model, tokenize=tokenize, mean=(0,) * 3, std=(1,) * 3, dim=32, kind="open_clip", licence="")
+
+
+def test_texts_are_computed_as_far_as_they_go():
+    clip = long_clip()
+    texts = ["dog", "", "a dog on the grass beside a tree", "dog " * 20, "cat " * 60, "word " * 200, "その他 🐕"]
+    texts += [f"label {number}" for number in range(70)]
+    lengths = []
+    clip.model.transformer.register_forward_hook(lambda module, inputs, output: lengths.append(inputs[0].shape[1]))  # type: ignore[union-attr]
+    found = clip.embed_texts(texts)
+    assert sorted(set(lengths)) == [8, 16, 32, 77]
+    with torch.inference_mode():
+        expected = F.normalize(clip.model.encode_text(clip.tokenize(texts)), dim=1)  # type: ignore[operator]
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    for text, vector in zip(texts, found, strict=True):  # bit by bit what it is alone
+        assert torch.equal(clip.embed_texts([text])[0], vector)
+
+
 def reference(visual, images, *, mask=None):
     """MaskCLIP spelt out: in the last block a mask lets each token attend to itself alone."""
     tokens = visual.conv1(images).flatten(2).transpose(1, 2)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from open_clip.tokenizer import default_bpe
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from lexiseg.encoders.tiny_clip import TinyClip, TinyClipConfig, TinyVision
 from lexiseg.encoders.tokenizer import WordTokenizer
@@ -26,6 +27,8 @@ from lexiseg.storage import load_tensors, read_json, save_tensors, write_json, w
 
 # Rows of a text batch: fixed, so that a text's embedding does not depend on what else is encoded with it.
 TEXT_BATCH = 32
+# Tokens that are computed of a text, start and end included; a label of a word or two has 3 to 5 of CLIP's 77.
+TEXT_LENGTHS = (8, 16, 32)
 BYTE_PAIRS = "bpe_simple_vocab_16e6.txt.gz"  # the merges of CLIP's tokenizer, in the folder of an open_clip model
 
 
@@ -67,13 +70,22 @@ class FrozenClip:
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors (N, C) float32."""
-        batches = []
-        for first in range(0, len(texts), TEXT_BATCH):
-            batch = list(texts[first : first + TEXT_BATCH])
-            padded = batch + [""] * (TEXT_BATCH - len(batch))
-            embedded = self.model.encode_text(self.tokenize(padded))  # type: ignore[operator]
-            batches.append(F.normalize(embedded.float(), dim=-1)[: len(batch)])
-        return torch.cat(batches) if batches else torch.zeros(0, self.dim)
+        vectors = torch.zeros(len(texts), self.dim)
+        if not texts:
+            return vectors
+        tokens = self.tokenize(list(texts))
+        by_length = _lengths(self.model, tokens)
+        bar = tqdm(total=len(texts), desc="encode labels", unit="label", delay=2, disable=len(texts) < TEXT_BATCH)
+        for length in by_length.unique().tolist():
+            rows = (by_length == length).nonzero()[:, 0]
+            for batch in rows.split(TEXT_BATCH):
+                # Filled up with copies of the first: the last bits depend on the number of rows.
+                filled = torch.cat([batch, batch[:1].expand(TEXT_BATCH - len(batch))])
+                embedded = _encode_text(self.model, tokens[filled, :length])
+                vectors[batch] = F.normalize(embedded.float(), dim=-1)[: len(batch)]
+                bar.update(len(batch))
+        bar.close()
+        return vectors
 
     @torch.inference_mode()
     def embed_images(self, images: Tensor) -> Tensor:
@@ -88,6 +100,36 @@ class FrozenClip:
     def unknown_words(self, text: str) -> list[str]:
         """Words the encoder has certainly never seen; empty where that cannot be known (byte-pair tokenizers)."""
         return self.tokenize.unknown_words(text) if isinstance(self.tokenize, WordTokenizer) else []
+
+
+def _lengths(model: nn.Module, tokens: Tensor) -> Tensor:
+    """(N,) how many of the tokens (N, L) to compute: a length of `TEXT_LENGTHS` that holds the text, or all.
+
+    A text alone decides its length, so that its vector does not depend on what else is encoded with it.
+    """
+    # Behind a causal mask the end token, which is read out, sees nothing of the padding after it.
+    context = tokens.shape[1]
+    if not (
+        isinstance(model, open_clip.CLIP)
+        and model.attn_mask is not None
+        and model.text_pool_type == "argmax"
+        and isinstance(model.text_projection, nn.Parameter)
+    ):
+        return torch.full((len(tokens),), context)
+    allowed = torch.tensor([*(length for length in TEXT_LENGTHS if length < context), context])
+    return allowed[torch.searchsorted(allowed, tokens.argmax(dim=1) + 1)]
+
+
+def _encode_text(model: Any, tokens: Tensor) -> Tensor:
+    """Text embeddings (B, C) of token ids (B, L), L up to the context length; not normalised."""
+    length = tokens.shape[1]
+    # A shorter one comes from `_lengths`, so the model is a plain CLIP.
+    if not isinstance(model, open_clip.CLIP) or length == model.context_length:
+        return model.encode_text(tokens)
+    parts: Any = model
+    hidden = parts.token_embedding(tokens) + parts.positional_embedding[:length]
+    hidden = parts.ln_final(parts.transformer(hidden, attn_mask=parts.attn_mask[:length, :length]))
+    return hidden[torch.arange(len(tokens)), tokens.argmax(dim=1)] @ parts.text_projection
 
 
 def dense_embeddings(visual: nn.Module, images: Tensor) -> Tensor:

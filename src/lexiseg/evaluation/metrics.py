@@ -52,10 +52,22 @@ class ConfusionMatrix:
         left_out = true == IGNORE_LABEL
         if left_out.all():
             return
-        # Taking the others out by a mask costs three times the counting: they are counted as class 0 and taken off.
-        true, predicted = np.where(left_out, 0, true), np.where(left_out, 0, predicted)
+        self._check(true, predicted, left_out)
         size = len(self.classes)
-        for what, values in (("label", true), ("predicted class", predicted)):
+        # Taking pixels out by a mask costs more than the counting: they are counted as one pair and taken off again.
+        pairs = true * np.int64(size)
+        pairs += predicted
+        np.copyto(pairs, 0, where=left_out)
+        counted = np.bincount(pairs.ravel(), minlength=size * size)
+        counted[0] -= np.count_nonzero(left_out)
+        self.counts += counted.reshape(size, size)
+
+    def _check(self, true: np.ndarray, predicted: np.ndarray, left_out: np.ndarray) -> None:
+        size = len(self.classes)
+        within = predicted.min() >= 0 and max(true.max(), predicted.max()) < size
+        if within and np.count_nonzero(true < 0) == np.count_nonzero(left_out):
+            return
+        for what, values in (("label", true[~left_out]), ("predicted class", predicted[~left_out])):
             lowest, highest = int(values.min()), int(values.max())
             if lowest < 0 or highest >= size:
                 raise DataError(
@@ -63,9 +75,6 @@ class ConfusionMatrix:
                     allowed=f"0..{size - 1} ({', '.join(self.classes)}), or {IGNORE_LABEL} to leave a pixel out",
                     fix="check that labels and predictions belong to the same vocabulary",
                 )
-        pairs = np.bincount((true * np.int64(size) + predicted).ravel(), minlength=size * size)
-        pairs[0] -= np.count_nonzero(left_out)
-        self.counts += pairs.reshape(size, size)
 
     @property
     def true_pixels(self) -> np.ndarray:
