@@ -102,6 +102,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"  plain   {peer['peak_bytes'] / 1e9:.2f} GB ({peer['how']})"
             )
     write_result(f"lseg_memory-{given.model}", rows, given=given, precision="fp32")
+    if any(row["lexiseg"]["peak_bytes"] > LIMIT for row in rows):
+        sys.exit("over the limit")
 
 
 if __name__ == "__main__":

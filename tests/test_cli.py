@@ -116,7 +116,7 @@ def test_outside_of_a_working_tree(lexiseg, tmp_path, monkeypatch, command):
 
 
 def test_every_command_is_tried_outside_of_a_working_tree():
-    names = {"predict"}  # needs none
+    names = {"predict", "import"}  # need none
     groups = [("", typer.main.get_command(cli.app))]
     while groups:
         prefix, group = groups.pop()
@@ -319,7 +319,7 @@ def test_an_ablation_is_printed_and_kept(lexiseg, tree, monkeypatch):
         "a.json",
     )
     assert "| test | lseg, as set | 50.0 |" in done.out
-    assert calls == [(tree, "lseg", {"seeds": range(2), "variants": ["as set", "from scratch"], "splits": ["val"]})]
+    assert calls == [(tree, "lseg", {"seeds": range(2), "table": None, "variants": ["as set", "from scratch"], "splits": ["val"]})]
     written = read_yaml(tree / "below/a.json")  # a path counts from where the command was given
     assert written.pop("made_with")["commit"] is None
     assert written == result

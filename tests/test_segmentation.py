@@ -20,6 +20,7 @@ def test_labels_keep_their_order_and_may_come_from_a_vocabulary():
         ([], "no labels", "one or more", "grass, sky"),
         ("grass, sky", "one string", "list of strings", "['grass', 'sky']"),
         (["grass", " "], "empty label", "visible character", "two commas"),
+        (["grass", "\u200b"], "empty label", "visible character", "two commas"),
         (["grass", "sky", "grass"], "more than once: grass", "each label once", "remove the repetitions"),
         (["grass", "Grass"], "more than once: grass, Grass", "each label once", "remove the repetitions"),
     ],

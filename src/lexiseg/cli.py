@@ -103,8 +103,9 @@ def mend() -> None:
 @app.command()
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Picture files.")],
-    labels: Annotated[str, typer.Option(help="Words to look for, separated by commas.")],
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
+    labels: Annotated[str | None, typer.Option(help="Words to look for, separated by commas.")] = None,
+    labels_file: Annotated[Path | None, typer.Option(help="Or a text file with a label per line.")] = None,
     model: Annotated[
         str, typer.Option(help="Model folder, or models:/NAME@ALIAS of MLflow's registry.")
     ] = "outputs/lseg/register",
@@ -113,18 +114,28 @@ def predict(
 
     Example: lexiseg predict photo.jpg --labels "grass, sky, ring" --out predictions
     """
+    from lexiseg.errors import LabelError
     from lexiseg.inference import parse_labels, predict_files
     from lexiseg.loading import load
+    from lexiseg.segmentation import check_labels
 
-    names = parse_labels(labels)
+    if (labels is None) == (labels_file is None):
+        raise LabelError(
+            found="both --labels and --labels-file" if labels else "neither --labels nor --labels-file",
+            allowed="one of them",
+            fix='name what to look for, such as --labels "grass, sky, ring"',
+        )
+    names = check_labels(_lines_of(labels_file)) if labels is None else parse_labels(labels)
     loaded = load(model)
     for label, words in loaded.unknown_words(names).items():
         print(f"note: the text encoder has never seen {', '.join(words)} (label `{label}`)", file=sys.stderr)
     for label, row in loaded.stand_ins(names).items():
         print(f"note: `{label}` has no vector of its own, that of `{row}` stands in", file=sys.stderr)
     for result in predict_files(loaded, images, names, out=out):
-        shares = ", ".join(f"{item['label']} {100 * item['area']:.1f} %" for item in result["labels"])
-        print(f"{result['image']}: {shares}")
+        found = [item for item in result["labels"] if item["area"]]
+        shares = ", ".join(f"{item['label']} {100 * item['area']:.1f} %" for item in found)
+        rest = len(result["labels"]) - len(found)
+        print(f"{result['image']}: {shares}" + (f"; nothing of {rest} others" if rest else ""))
     print(f"written to {out}")
 
 
@@ -146,6 +157,9 @@ def import_(
 ) -> None:
     """Turn a checkpoint of the official implementation into a model folder. No code in the file is executed.
 
+    Keys of --set for lseg: block, block_depth, activation, readout, heads, temperature, and predict.KEY for the keys
+    of lseg.predict in params.yaml.
+
     Example: lexiseg import lseg demo_e200.ckpt --out models/demo_e200
     """
     import yaml
@@ -153,10 +167,15 @@ def import_(
     from lexiseg.errors import SettingsError
     from lexiseg.importing import import_model
 
-    wrong = [pair for pair in set_ or () if "=" not in pair]
-    if wrong:
-        raise SettingsError(found=f"--set {wrong[0]}", allowed="--set key=value", fix="write it like --set heads=12")
-    options = {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in set_ or ())}
+    options = {}
+    for pair in set_ or ():
+        key, _, value = pair.partition("=")
+        try:
+            options[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            value = ""
+        if not key or not value:
+            raise SettingsError(found=f"--set {pair}", allowed="--set key=value", fix="write it like --set heads=12")
     report = import_model(
         method,
         file,

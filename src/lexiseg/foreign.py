@@ -53,7 +53,7 @@ def read_checkpoint(path: Path | str) -> ForeignCheckpoint:
         ModelError: the file is missing, damaged, or asks for anything else than tensors and plain data.
     """
     path = Path(path)
-    if path.suffix == ".safetensors" or not path.is_file():
+    if path.suffix.lower() == ".safetensors" or not path.is_file():
         tensors = load_tensors(path)
         return ForeignCheckpoint(file=path.name, sha256=sha256_of_file(path), tensors=tensors)
     import torch
@@ -86,7 +86,16 @@ def read_checkpoint(path: Path | str) -> ForeignCheckpoint:
         ) from error
     content = content if isinstance(content, dict) else {}
     state = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), content)
-    tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    named = ((name, value) for name, value in state.items() if isinstance(name, str))
+    tensors = {name: value for name, value in named if isinstance(value, torch.Tensor)}
+    odd = sorted(name for name, value in tensors.items() if not _is_whole(value))
+    if odd:
+        raise ModelError(
+            found=f"{path} holds tensors that are sparse, without values, or larger than what is stored of them: "
+            f"{', '.join(odd[:3])}",
+            allowed="dense tensors with all their values",
+            fix="fetch the file again, or save `model.state_dict()` of the trained model",
+        )
     if not tensors:
         raise ModelError(
             found=f"{path} holds no tensors, neither by themselves nor under `state_dict` or `model`",
@@ -103,10 +112,18 @@ def read_checkpoint(path: Path | str) -> ForeignCheckpoint:
     )
 
 
+def _is_whole(tensor: Any) -> bool:
+    import torch
+
+    if tensor.layout != torch.strided or tensor.device.type != "cpu":
+        return False
+    return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
+
+
 def _is_plain(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return all(_is_plain(item) for item in value)
-    return value is None or isinstance(value, (bool, int, float, str))
+    # Lists of plain values, no deeper: a pickle can nest a few bytes without end.
+    items = value if isinstance(value, (list, tuple)) else [value]
+    return all(isinstance(item, (bool, int, float, str, type(None))) for item in items)
 
 
 def _table(value: Any) -> dict[Any, Any]:

@@ -85,6 +85,13 @@ def import_model(
     vocabulary = Vocabulary(names=check_labels(classes)) if classes else None
     checkpoint = read_checkpoint(file)
     imported: Imported = resolve(entry.importer)(checkpoint, options or {})
+    not_finite = [name for name, value in imported.tensors.items() if not bool(value.isfinite().all())]
+    if not_finite:
+        raise ModelError(
+            found=f"{file} holds values that are not finite, in {', '.join(not_finite[:3])}",
+            allowed="a trained network",
+            fix="take an earlier checkpoint of that training: it diverged",
+        )
     licence = licence or imported.licence
     with atomic_path(out) as folder:
         folder.mkdir()
@@ -133,9 +140,8 @@ def _write_text(folder: Path, imported: Imported, text: Path | None) -> str:
             allowed="a checkpoint with the text encoder in it, or a folder that has one",
             fix="name the folder: --text outputs/encode, where `encode` was run with that CLIP",
         )
-    config, state = imported.clip
     (folder / "clip").mkdir()
-    save_openai_clip(folder / "clip", config, state)
+    config = save_openai_clip(folder / "clip", imported.clip)
     # Labels go in bare, as the official code does it.
     text_config = {"source": "clip", "licence": config["licence"], "templates": ["{}"]}
     write_json(folder / "text" / "text.json", text_config)

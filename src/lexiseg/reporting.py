@@ -28,10 +28,10 @@ def read_report(root: Path) -> dict[str, Any]:
 
 
 def report_lines(result: Mapping[str, Any]) -> list[str]:
-    """Lines of text: one table per split, percent, and what needs to be known beside the numbers."""
+    """Lines of text: one table per split and protocol, percent, and what needs to be known beside the numbers."""
     lines = []
-    for split in dict.fromkeys(row["split"] for row in result["results"]):
-        rows = [row for row in result["results"] if row["split"] == split]
+    for split, protocol in dict.fromkeys((row["split"], row["protocol_hash"]) for row in result["results"]):
+        rows = [row for row in result["results"] if (row["split"], row["protocol_hash"]) == (split, protocol)]
         first = rows[0]
         lines += [
             "",

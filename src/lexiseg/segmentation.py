@@ -6,6 +6,7 @@ B images.
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ def check_labels(labels: Sequence[str] | NamedLabels) -> tuple[str, ...]:
         raise LabelError(
             found="no labels", allowed="one or more labels", fix='name what to look for, such as "grass, sky, ring"'
         )
-    faulty = [name for name in names if not isinstance(name, str) or not name.strip()]
+    faulty = [name for name in names if not isinstance(name, str) or not _is_visible(name)]
     if faulty:
         raise LabelError(
             found=f"an empty label or one that is no text: {', '.join(map(repr, faulty))}",
@@ -71,6 +72,11 @@ def check_labels(labels: Sequence[str] | NamedLabels) -> tuple[str, ...]:
             fix="remove the repetitions",
         )
     return names
+
+
+def _is_visible(text: str) -> bool:
+    # Spaces, controls and marks without a shape of their own, such as U+200B, are categories Z and C of Unicode.
+    return any(unicodedata.category(character)[0] not in "ZC" for character in text)
 
 
 def upsample_argmax(scores: torch.Tensor, *, height: int, width: int) -> torch.Tensor:

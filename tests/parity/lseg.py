@@ -112,7 +112,9 @@ def run_multi_scale(tensors: Mapping[str, Tensor], description: Mapping[str, Any
     config, tolerance = description["config"], description["tolerance"]
     weight, bias = tensors["model.conv.weight"], tensors["model.conv.bias"]
     black = [-1.0, -1.0, -1.0]  # (0 - mean) / std with the ViT's statistics of 0.5
-    for name in sorted({key.partition(".")[0] for key in tensors if key.endswith(".input")}):
+    pictures = sorted({key.partition(".")[0] for key in tensors if key.endswith(".input")})
+    assert pictures, "a fixture without pictures"
+    for name in pictures:
         image = tensors[f"{name}.input"]
         for flip in (True, False):
             calls = []
@@ -155,6 +157,8 @@ def run_gradients(tensors: Mapping[str, Tensor], description: Mapping[str, Any])
         ours = parameters.get(str(our_name(name)))
         assert ours is None or ours.grad is None, name
     buffers = dict(model.named_buffers())
+    assert part(tensors, "grad."), "a fixture without gradients"
+    assert part(tensors, "after."), "a fixture without running statistics"
     for name, expected in part(tensors, "after.").items():
         close(buffers[str(our_name(name))], expected, tolerance["logits"])
 

@@ -21,7 +21,10 @@ _HEAD = 64  # channels of an attention head in every model of the release
 _NUMBERS = ("input_resolution", "context_length", "vocab_size")
 
 
-def openai_config(state: Mapping[str, Tensor], *, licence: str) -> dict[str, Any]:
+LICENCE = "MIT; OpenAI CLIP"
+
+
+def openai_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """The clip.json of a state dict: sizes of both towers from the shapes, QuickGELU, OpenAI's pixel statistics.
 
     Raises:
@@ -42,25 +45,27 @@ def openai_config(state: Mapping[str, Tensor], *, licence: str) -> dict[str, Any
         "quick_gelu": True,
     }
     statistics = {"mean": list(OPENAI_DATASET_MEAN), "std": list(OPENAI_DATASET_STD)}
-    return {"kind": "open_clip", "model": model, "licence": licence, **statistics}
+    return {"kind": "open_clip", "model": model, "licence": LICENCE, **statistics}
 
 
-def save_openai_clip(folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+def save_openai_clip(folder: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Write a folder that `load_clip` reads; the tensors keep their precision (float16 for most of the release's).
 
     Args:
         folder: where to write.
-        config: of `openai_config`.
         state: the complete state dict.
+
+    Returns:
+        The clip.json.
 
     Raises:
         ModelError: tensors are missing or have other sizes.
     """
-    model = build_clip(dict(config), source="the checkpoint")
     tensors = {name: value for name, value in state.items() if name not in _NUMBERS}
     try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
+        config = openai_config(tensors)
+        build_clip(config, source="the checkpoint").load_state_dict(tensors)
+    except (KeyError, IndexError, ValueError, ZeroDivisionError, AssertionError, RuntimeError) as error:
         raise ModelError(
             found=f"the CLIP in the checkpoint is not complete: {' '.join(str(error).split())[:300]}",
             allowed="the state dict of a CLIP as OpenAI released it",
@@ -68,7 +73,8 @@ def save_openai_clip(folder: Path, config: Mapping[str, Any], state: Mapping[str
         ) from error
     save_tensors(folder / "model.safetensors", tensors)
     shutil.copyfile(default_bpe(), folder / BYTE_PAIRS)
-    write_json(folder / "clip.json", dict(config))
+    write_json(folder / "clip.json", config)
+    return config
 
 
 def _vit(state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -92,4 +98,4 @@ def _resnet(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:
-    return 1 + max((int(match[1]) for name in state if (match := re.match(pattern, name))), default=-1)
+    return len({match[1] for name in state if (match := re.match(pattern, name))})

@@ -72,6 +72,7 @@ class ProtocolCard(Block):
             class of its own at a time, in two labels, "others" and the class (see `lexiseg.data.episodes`), after
             picture and labels were brought to this [height, width]; "any": to the one of the settings, filled by
             `resolve`.
+        base_size: long side in pixels that scale 1 means; null: the method's own choice. Filled by `resolve`.
     """
 
     name: str
@@ -90,6 +91,7 @@ class ProtocolCard(Block):
     templates: tuple[str, ...] | None = None
     boundary_tolerance: float | None = None
     episodes: tuple[int, int] | Literal["any"] | None = None
+    base_size: int | None = None
 
     def resolve(
         self,
@@ -111,8 +113,8 @@ class ProtocolCard(Block):
             templates: those in use; none for a table of vectors, which was made with templates of its own.
             boundary_tolerance: share of the image diagonal, see `lexiseg.evaluation.boundary`.
             episodes: the setting `evaluate.episodes`.
-            inference: how the method made the scores: `sliding_window`, `flips` and `scales` where they are not those
-                of one pass over the whole image.
+            inference: how the method made the scores: `sliding_window`, `flips`, `scales` and `base_size` where they
+                are not those of one pass over the whole image.
 
         Raises:
             ProtocolError: the card is for another data set, asks for classes that the vocabulary lacks, or asks in
@@ -180,8 +182,9 @@ class ProtocolCard(Block):
         return {"name": self.name, "hash": self.hash, "card": self._content()}
 
     def _content(self) -> dict[str, Any]:
-        # Cards without episodes are older than that field, and keep their hashes.
-        return self.model_dump(mode="json", exclude={"episodes"} if self.episodes is None else None)
+        # These fields came later: cards that do not use them keep their hashes.
+        later = {name for name in ("episodes", "base_size") if getattr(self, name) is None}
+        return self.model_dump(mode="json", exclude=later)
 
 
 def protocol_names() -> list[str]:

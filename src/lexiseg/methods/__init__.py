@@ -51,7 +51,7 @@ class Imported:
         config: model.json.
         tensors: model.safetensors, complete.
         text_dim: size of the label vectors that the network expects.
-        clip: config and state dict of the CLIP that the checkpoint carries, or None.
+        clip: state dict of the CLIP that the checkpoint carries, in OpenAI's names, or None.
         dropped: how many tensors were left out on purpose, by the start of their names.
         unexpected: official names that the importer does not know.
         licence: of the weights.
@@ -60,7 +60,7 @@ class Imported:
     config: dict[str, Any]
     tensors: Mapping[str, Any]
     text_dim: int
-    clip: tuple[dict[str, Any], Mapping[str, Any]] | None
+    clip: Mapping[str, Any] | None
     dropped: Mapping[str, int]
     unexpected: tuple[str, ...]
     licence: str

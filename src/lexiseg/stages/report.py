@@ -6,17 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lexiseg.evaluation.protocol import require_same_protocol
+from lexiseg.evaluation.protocol import ProtocolError, require_same_protocol
 from lexiseg.storage import read_json, write_json
 
 
 def run(settings: Any, inputs: Mapping[str, Path], outputs: Path) -> None:
     """Write results.json in the form that `lexiseg report --json` prints.
 
-    `difference` is the method's metric minus the baseline's, for the metrics that both have.
-
-    Raises:
-        ProtocolError: results under different protocols.
+    `difference` is the method's metric minus the baseline's, for the metrics that both have. A baseline under another
+    protocol, such as one without the method's flips and scales, stands in `not_comparable` with the reason.
     """
     methods = [read_json(path) for name, path in sorted(inputs.items()) if name.endswith("/evaluate/metrics.json")]
     # The folder may still hold a baseline of another profile: only the listed ones count.
@@ -33,13 +31,22 @@ def run(settings: Any, inputs: Mapping[str, Path], outputs: Path) -> None:
                 "metrics": metrics,
             }
             if result in methods:
-                for baseline in baselines:
-                    require_same_protocol(result["protocol"], baseline["protocol"])
-                row["baseline"] = {b["method"]: b["splits"][split] for b in baselines}
-                row["difference"] = {b["method"]: _difference(metrics, b["splits"][split]) for b in baselines}
+                reasons = {b["method"]: _why_not(result["protocol"], b["protocol"]) for b in baselines}
+                same = {b["method"]: b["splits"][split] for b in baselines if not reasons[b["method"]]}
+                row["baseline"] = same
+                row["difference"] = {name: _difference(metrics, theirs) for name, theirs in same.items()}
+                row["not_comparable"] = {name: reason for name, reason in reasons.items() if reason}
             rows.append(row)
     encoders = read_json(inputs["encode-evaluate/metrics.json"])
     write_json(outputs / "results.json", {"results": rows, "encoders": encoders, "profile": settings.profile})
+
+
+def _why_not(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | None:
+    try:
+        require_same_protocol(ours, theirs)
+    except ProtocolError as error:
+        return error.found
+    return None
 
 
 def _difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, float]:

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 import lexiseg
 from lexiseg.cli import app
-from lexiseg.errors import LexisegError, ModelError, SettingsError
-from lexiseg.foreign import ForeignCheckpoint
+from lexiseg.errors import LabelError, LexisegError, ModelError, SettingsError
+from lexiseg.foreign import ForeignCheckpoint, read_checkpoint
 from lexiseg.importing import import_model
 from lexiseg.methods.lseg.build import build_model
 from lexiseg.methods.lseg.checkpoint import import_checkpoint
@@ -192,15 +192,15 @@ FAULTS = {
     "another method": (lambda s: {"visual.proj": torch.zeros(2)}, "is no LSeg checkpoint"),
     "a tensor is missing": (
         lambda s: _without(s, "scratch.layer2_rn.weight"),
-        r"1 tensors missing \(decoder.layer_rn.1",
+        r"1 tensors missing \(in our words decoder.layer_rn.1",
     ),
     "a block is missing": (
         lambda s: {k: v for k, v in s.items() if "blocks.1." not in k},
-        r"12 tensors missing \(backbone.vit.blocks.1",
+        r"12 tensors missing \(in our words backbone.vit.blocks.1",
     ),
     "another size": (
         lambda s: _changed(s, "scratch.head1.weight", (TEXT, 7, 1, 1)),
-        r"1 of another size \(head.weight \(64, 7, 1, 1\) instead of \(64, 32, 1, 1\)",
+        r"1 of another size \(scratch.head1.weight \(64, 7, 1, 1\) instead of \(64, 32, 1, 1\)",
     ),
     "no backbone": (
         lambda s: {k: v for k, v in s.items() if k.startswith("scratch")},
@@ -221,6 +221,82 @@ def test_a_file_that_is_no_whole_lseg(lightning, tmp_path, fault):
         import_model("lseg", file, out=tmp_path / "out", text=tmp_path)
     assert caught.value.fix
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["pretrained.model.{1}", "pretrained.model.}", "scratch.layer1_rn.{0:>3000000000}"])
+def test_names_in_a_file_are_no_formats(lightning, tmp_path, name):
+    report = import_model("lseg", lightning(state={**random_state(), name: torch.zeros(2)}), out=tmp_path / "out")
+    assert report.unexpected == (name,)
+
+
+def test_what_a_pickle_may_hold_beside_tensors(tmp_path, clip):
+    endless: list = []
+    endless.append(endless)
+    nested: list = []
+    for _ in range(40):
+        nested = [nested, nested]
+    file = write_checkpoint(tmp_path / "odd.ckpt", clip=clip)
+    content = torch.load(file, weights_only=False)
+    settings = {"arch_option": 1, "block_depth": 2, "endless": endless, "nested": nested, "flat": [1, "a"]}
+    torch.save({"state_dict": {**content["state_dict"], 7: torch.zeros(1)}, "hyper_parameters": settings}, file)
+    found = read_checkpoint(file)
+    assert found.settings == {"arch_option": 1, "block_depth": 2, "flat": [1, "a"]}
+    assert all(isinstance(name, str) for name in found.tensors)
+    import_model("lseg", file, out=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.zeros(1).expand(10**9), torch.eye(3).to_sparse(), torch.empty(3, device="meta")],
+    ids=["expanded", "sparse", "meta"],
+)
+def test_tensors_that_are_not_all_there(lightning, tmp_path, tensor):
+    file = lightning(state={**random_state(), "scratch.head1.bias": tensor})
+    with pytest.raises(ModelError, match=r"sparse, without values, or larger than what is stored .*head1\.bias"):
+        import_model("lseg", file, out=tmp_path / "out")
+
+
+def test_values_that_are_not_finite(lightning, tmp_path):
+    state = random_state()
+    state["scratch.head1.bias"][3] = float("nan")
+    with pytest.raises(ModelError, match="not finite"):
+        import_model("lseg", lightning(state=state), out=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("options", "settings", "error", "message"),
+    [
+        ({"block": "bottleneck"}, None, ModelError, "without scratch.head_block"),
+        ({"readout": "ignore"}, None, ModelError, "with weights of the readout `project`"),
+        ({}, {"block_depth": "two"}, SettingsError, "hyper-parameters in x.ckpt"),
+        ({}, {"activation": "gelu"}, SettingsError, "hyper-parameters in x.ckpt"),
+    ],
+)
+def test_options_and_settings_that_contradict_the_file(options, settings, error, message):
+    state = random_state(block=settings is not None)
+    with pytest.raises(error, match=message):
+        network(state, settings={"arch_option": 1, **(settings or {})}, **options)
+
+
+def test_how_an_imported_model_predicts(lightning, tmp_path):
+    import_model("lseg", lightning(), out=tmp_path / "a")
+    assert read_json(tmp_path / "a/model.json")["predict"]["max_side"] == 520
+    options = {"predict.flip": True, "predict.window": 32, "predict.base_size": 64}
+    import_model("lseg", lightning(), out=tmp_path / "b", options=options)
+    found = read_json(tmp_path / "b/model.json")["predict"]
+    assert (found["flip"], found["window"], found["base_size"], found["max_side"]) == (True, 32, 64, None)
+    with pytest.raises(SettingsError, match="flips"):
+        import_model("lseg", lightning(), out=tmp_path / "c", options={"predict.flips": True})
+
+
+def test_only_the_clip_that_is_used_has_to_be_whole(lightning, tmp_path, clip):
+    import_model("lseg", lightning(), out=tmp_path / "good")
+    partial = {name: value for name, value in clip.items() if not name.startswith("visual")}
+    file = write_checkpoint(tmp_path / "partial.ckpt", clip=partial)
+    with pytest.raises(ModelError, match="the CLIP in the checkpoint is not complete") as caught:
+        import_model("lseg", file, out=tmp_path / "out")
+    assert "--text" in caught.value.fix
+    import_model("lseg", file, out=tmp_path / "out", text=tmp_path / "good")
 
 
 def test_code_in_a_checkpoint_is_not_executed(lightning, tmp_path, monkeypatch):
@@ -300,5 +376,15 @@ def test_by_command_and_predict_with_it(lightning, tmp_path, monkeypatch):
         "photo.png",
         "photo_overlay.png",
     ]
-    wrong = run(app, ["import", "lseg", str(file), "--set", "heads"])
-    assert isinstance(wrong.exception, SettingsError)
+    for option in ("heads", "=3", "heads=[1", "heads="):
+        wrong = run(app, ["import", "lseg", str(file), "--set", option, "--out", "other"])
+        assert isinstance(wrong.exception, SettingsError), option
+    (tmp_path / "many.txt").write_text("".join(f"label {number}, and more\n" for number in range(700)))
+    arguments = ["predict", "photo.png", "--labels-file", "many.txt", "--model", "models/demo", "--out", "found"]
+    result = run(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "nothing of" in result.output
+    assert len(read_json("found/photo.json")["labels"]) == 700
+    for given in (["--labels", "dog", *arguments[2:4]], []):
+        wrong = run(app, ["predict", "photo.png", "--model", "models/demo", "--out", "found", *given])
+        assert isinstance(wrong.exception, LabelError)

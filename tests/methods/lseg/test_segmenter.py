@@ -6,7 +6,7 @@ from helpers.tiny import encoded, settings, small_vit
 from lexiseg.data.transforms import normalise
 from lexiseg.encoders.pyramid import VitBackbone
 from lexiseg.encoders.text import load_text
-from lexiseg.errors import SettingsError
+from lexiseg.errors import ModelError, SettingsError
 from lexiseg.methods.lseg.build import new_model, save_model
 from lexiseg.methods.lseg.model import LSeg
 from lexiseg.methods.lseg.segmenter import LSegSegmenter
@@ -141,6 +141,26 @@ def test_windows_and_scales_keep_the_size_of_the_result(folders):
         assert scores.shape == expected
         assert scores.dtype == np.float32
         assert scored(folders, image, scales=(0.5, 1.5)).shape == expected
+
+
+def test_more_labels_than_channels_are_summed_as_embeddings(folders):
+    model, encode = folders
+    image, words = picture(40, 48), [f"grass {number}" for number in range(30)]
+    assert len(words) > LSegSegmenter.load(model, encode=encode).text.dim
+    options = {"scales": (0.5, 1.25), "flip": True, "window": 40, "base_size": 56}
+    segmenter = LSegSegmenter.load(model, encode=encode, predict=options)
+    vectors = torch.nn.functional.normalize(torch.randn(30, segmenter.text.dim), dim=1)
+    normal = (torch.from_numpy(image[None]).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
+    with torch.inference_mode():
+        together = segmenter._summed(normal, vectors)
+        apart = torch.cat([segmenter._summed(normal, part) for part in vectors.split(10)], dim=1)
+    assert together.shape == (1, 30, 20, 24)
+    torch.testing.assert_close(together, apart, atol=1e-3, rtol=1e-3)
+
+
+def test_a_window_is_of_whole_patches(folders):
+    with pytest.raises(ModelError, match=r"lseg\.predict\.window: 42"):
+        scored(folders, picture(), window=42)
 
 
 def test_a_limit_of_the_side_is_what_scale_one_means(folders):

@@ -6,16 +6,17 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from lexiseg.encoders.backbone import ALIASES
-from lexiseg.encoders.openai_clip import openai_config
 from lexiseg.encoders.pyramid import TARGET_STRIDES
 from lexiseg.errors import ModelError
 from lexiseg.foreign import ForeignCheckpoint
 from lexiseg.methods import Imported
 from lexiseg.methods.lseg.build import build_model
+from lexiseg.methods.lseg.settings import PredictSettings
 from lexiseg.settings import Block, parse
 
 LICENCE = "repository isl-org/lang-seg: MIT (its code); nothing is stated for the weights alone"
@@ -64,18 +65,24 @@ class ImportOptions(Block):
     temperature: float = Field(default=0.07, gt=0)
 
 
+_PREDICT = "predict."  # options with this prefix are those of `lseg.predict`
+
+
 def import_checkpoint(checkpoint: ForeignCheckpoint, options: Mapping[str, Any]) -> Imported:
     """The network of an official checkpoint.
 
     Args:
         checkpoint: ViT or ResNet variant, with or without the prefix of Lightning's module.
-        options: fields of `ImportOptions`.
+        options: fields of `ImportOptions`; with the prefix `predict.`, those of `lseg.predict`.
 
     Raises:
         ModelError: another network, missing tensors, sizes that do not belong together, or an option that is needed.
         SettingsError: an option that does not exist or a wrong value.
     """
-    chosen = parse(dict(options), ImportOptions, source="the options of `lexiseg import lseg`")
+    source = "the options of `lexiseg import lseg`"
+    own = {key: value for key, value in options.items() if not key.startswith(_PREDICT)}
+    chosen = parse(own, ImportOptions, source=source)
+    inference = {key.removeprefix(_PREDICT): value for key, value in options.items() if key.startswith(_PREDICT)}
     official = {name.removeprefix(_PREFIX): tensor for name, tensor in checkpoint.tensors.items()}
     if "scratch.head1.weight" not in official:
         some = sorted(official)[:3]
@@ -85,37 +92,41 @@ def import_checkpoint(checkpoint: ForeignCheckpoint, options: Mapping[str, Any])
             fix="check the file; a model folder of lexiseg needs no import",
         )
     tensors, dropped, unexpected = _renamed(official)
+    official_of = {ours: name for name in official if (ours := _known(name))}
     clip = {name.removeprefix(_CLIP): tensor for name, tensor in official.items() if name.startswith(_CLIP)}
     try:
-        config = _config(official, checkpoint.settings, chosen)
-        model = build_model(config)
-        clip_config = openai_config(clip, licence=LICENCE) if clip else None
+        config = _config(official, checkpoint, chosen)
+        with torch.device("meta"):  # for names and sizes alone
+            model = build_model(config)
     except (KeyError, RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
         raise ModelError(
             found=f"{checkpoint.file} has no complete LSeg network ({type(error).__name__}: {_line(error)})",
             allowed="all tensors of one network: pretrained.*, scratch.*",
             fix="fetch the file again, or name another one",
         ) from error
-    own = model.state_dict()
+    expected = model.state_dict()
     wrong = [
-        f"{name} {tuple(tensors[name].shape)} instead of {tuple(value.shape)}"
-        for name, value in own.items()
+        f"{official_of[name]} {tuple(tensors[name].shape)} instead of {tuple(value.shape)}"
+        for name, value in expected.items()
         if name in tensors and tensors[name].shape != value.shape
     ]
-    missing = sorted(own.keys() - tensors.keys())
+    missing = sorted(expected.keys() - tensors.keys())
     if wrong or missing:
-        faults = [f"{len(missing)} tensors missing ({_some(missing)})"] * bool(missing)
+        faults = [f"{len(missing)} tensors missing (in our words {_some(missing)})"] * bool(missing)
         faults += [f"{len(wrong)} of another size ({_some(wrong)})"] * bool(wrong)
         raise ModelError(
             found=f"{checkpoint.file}: {'; '.join(faults)}",
             allowed="all tensors of the network that the others are of",
             fix="fetch the file again; give what the sizes do not tell (--set heads=…, readout=…)",
         )
-    unexpected = sorted([*unexpected, *(tensors.keys() - own.keys())])
+    # Unless said otherwise: one pass over a picture, at about the size that the network was trained with.
+    usual = {"max_side": 520} if _is_vit(official) else {"resize": (480, 480)}
+    config["predict"] = parse(inference or usual, PredictSettings, source=source).model_dump(mode="json")
+    unexpected = sorted([*unexpected, *(official_of[name] for name in tensors.keys() - expected.keys())])
     return Imported(
         config=config,
-        tensors={name: tensors[name].to(value.dtype) for name, value in own.items()},
-        clip=(clip_config, clip) if clip_config else None,
+        tensors={name: tensors[name].to(value.dtype) for name, value in expected.items()},
+        clip=clip or None,
         text_dim=config["text_dim"],
         dropped=dropped,
         unexpected=tuple(unexpected),
@@ -134,9 +145,20 @@ def our_name(official: str) -> str | None:
         if match and ours is None:
             return None
         if match and ours is not None:
-            # The official code counts levels from 1.
-            return match.expand(ours).format(int(match[1]) - 1 if "{0}" in ours else None)
+            # The official code counts levels from 1. Only our own text is a format: the file's may be anything.
+            return match.expand(ours.replace("{0}", str(int(match[1]) - 1)) if "{0}" in ours else ours)
     raise KeyError(official)
+
+
+def _known(official: str) -> str | None:
+    try:
+        return our_name(official)
+    except KeyError:
+        return None
+
+
+def _is_vit(official: Mapping[str, Tensor]) -> bool:
+    return "pretrained.model.cls_token" in official
 
 
 def _renamed(official: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, int], list[str]]:
@@ -160,9 +182,9 @@ def _renamed(official: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[st
     return tensors, dropped, unexpected
 
 
-def _config(official: Mapping[str, Tensor], settings: Mapping[str, Any], chosen: ImportOptions) -> dict[str, Any]:
+def _config(official: Mapping[str, Tensor], checkpoint: ForeignCheckpoint, chosen: ImportOptions) -> dict[str, Any]:
     """model.json, from the sizes of the tensors, the settings beside them and the options, in that order."""
-    is_vit = "pretrained.model.cls_token" in official
+    is_vit = _is_vit(official)
     model = {
         "init": "backbone",
         "features": official["scratch.layer1_rn.weight"].shape[0],
@@ -170,7 +192,7 @@ def _config(official: Mapping[str, Tensor], settings: Mapping[str, Any], chosen:
         "temperature": chosen.temperature,
         "clip_residual": False,
         "freeze_norm": False,
-        **_block(official, settings, chosen),
+        **_block(official, checkpoint, chosen),
     }
     backbone = _vit(official, chosen) if is_vit else _resnet(official)
     imagenet = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -184,27 +206,38 @@ def _config(official: Mapping[str, Tensor], settings: Mapping[str, Any], chosen:
     }
 
 
-def _block(official: Mapping[str, Tensor], settings: Mapping[str, Any], chosen: ImportOptions) -> dict[str, Any]:
+def _block(official: Mapping[str, Tensor], checkpoint: ForeignCheckpoint, chosen: ImportOptions) -> dict[str, Any]:
     plain = {"block": "none", "block_depth": 1, "activation": "lrelu"}
     if "scratch.head_block.depthwise.depthwise.weight" not in official:
+        if chosen.block not in (None, "none"):
+            raise ModelError(
+                found=f"--set block={chosen.block} for a checkpoint without scratch.head_block.*",
+                allowed="a block where the checkpoint has its kernel",
+                fix="leave the option out",
+            )
         return plain
-    block = chosen.block or _BLOCKS.get(settings.get("arch_option", 0))
+    # Beside the weights stands what they were trained with; faults there are the file's.
+    said = {name: checkpoint.settings[name] for name in ("block_depth", "activation") if name in checkpoint.settings}
+    settings = parse(said, ImportOptions, source=f"the hyper-parameters in {checkpoint.file} (--set overrides them)")
+    block = chosen.block or _BLOCKS.get(checkpoint.settings.get("arch_option", 0))
     if block is None:
         raise ModelError(
             found="the checkpoint has a spatial regularisation block, and no settings that say which one",
             allowed="bottleneck (arch_option 1) or depthwise (arch_option 2), and the depth it was trained with",
             fix="name them: --set block=bottleneck --set block_depth=2 --set activation=lrelu",
         )
-    depth = settings.get("block_depth", 0) if chosen.block_depth is None else chosen.block_depth
-    return {
-        "block": block,
-        "block_depth": depth,
-        "activation": chosen.activation or settings.get("activation", "lrelu"),
-    }
+    depth = next((depth for depth in (chosen.block_depth, settings.block_depth) if depth is not None), 0)
+    return {"block": block, "block_depth": depth, "activation": chosen.activation or settings.activation or "lrelu"}
 
 
 def _readout(official: Mapping[str, Tensor], chosen: ImportOptions) -> str:
     if "pretrained.act_postprocess1.0.project.0.weight" in official:
+        if chosen.readout not in (None, "project"):
+            raise ModelError(
+                found=f"--set readout={chosen.readout} for a checkpoint with weights of the readout `project`",
+                allowed="project",
+                fix="leave the option out",
+            )
         return "project"
     if chosen.readout in (None, "project"):
         raise ModelError(
@@ -217,7 +250,7 @@ def _readout(official: Mapping[str, Tensor], chosen: ImportOptions) -> str:
 
 def _vit(official: Mapping[str, Tensor], chosen: ImportOptions) -> dict[str, Any]:
     width, _, patch, _ = official["pretrained.model.patch_embed.proj.weight"].shape
-    depth = 1 + max(int(m[1]) for name in official if (m := re.match(r"pretrained\.model\.blocks\.(\d+)\.", name)))
+    depth = len({m[1] for name in official if (m := re.match(r"pretrained\.model\.blocks\.(\d+)\.", name))})
     side = round((official["pretrained.model.pos_embed"].shape[1] - 1) ** 0.5) * patch
     hidden = official["pretrained.model.blocks.0.mlp.fc1.weight"].shape[0]
     channels = [official[f"pretrained.act_postprocess{i}.3.weight"].shape[0] for i in range(1, 1 + len(TARGET_STRIDES))]

@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lexiseg.encoders.text import TextEncoder, load_text
+from lexiseg.errors import ModelError
 from lexiseg.evaluation.multiscale import multi_scale_scores
 from lexiseg.methods.lseg.build import load_model
+from lexiseg.methods.lseg.correlation import correlate
 from lexiseg.methods.lseg.model import LSeg
 from lexiseg.methods.lseg.settings import PredictSettings
 from lexiseg.settings import parse
@@ -42,6 +44,13 @@ class LSegSegmenter:
         self._mean = torch.tensor(mean).view(1, 3, 1, 1)
         self._std = torch.tensor(std).view(1, 3, 1, 1)
         self._options = options or PredictSettings()
+        window, multiple = self._options.window, model.backbone.multiple
+        if window is not None and window % multiple:
+            raise ModelError(
+                found=f"`lseg.predict.window: {window}` with a backbone that takes patches of {multiple} pixels",
+                allowed=f"a multiple of {multiple}",
+                fix=f"set it to {max(1, round(window / multiple)) * multiple}",
+            )
 
     @classmethod
     def load(
@@ -87,18 +96,28 @@ class LSegSegmenter:
 
     def _summed(self, image: Tensor, vectors: Tensor) -> Tensor:
         """Logits (1, N, ceil(H/2), ceil(W/2)) of a normalised picture (1, 3, H, W), over scales, copies and windows."""
-        options = self._options
+        options, model = self._options, self.model
+        # Sums of logits are logits of summed embeddings, unless a block comes after them: with more labels than
+        # channels those are smaller, and their size does not grow with the labels.
+        by_embedding = model.regularisation is None and len(vectors) > vectors.shape[1]
+
+        def forward(piece: Tensor) -> Tensor:
+            if not by_embedding:
+                return model(piece, vectors)
+            return F.interpolate(model.embed(piece), size=piece.shape[-2:], mode="bilinear", align_corners=True)
+
         base_size = options.base_size
         if options.max_side and max(image.shape[-2:]) > options.max_side:
             base_size = options.max_side
-        return multi_scale_scores(
+        summed = multi_scale_scores(
             image,
-            lambda piece: self.model(piece, vectors),
+            forward,
             scales=options.scales,
             base_size=base_size,
             window=options.window,
             flip=options.flip,
             black=(-self._mean / self._std).flatten().tolist(),
             size=(-(-image.shape[-2] // 2), -(-image.shape[-1] // 2)),
-            multiple=self.model.backbone.multiple,
+            multiple=model.backbone.multiple,
         )
+        return correlate(summed, vectors).mul_(model.scale) if by_embedding else summed

@@ -82,7 +82,8 @@ class PredictSettings(Block):
 
     def card(self) -> dict[str, Any]:
         """The fields of a protocol card that inference decides."""
-        return {"scales": self.scales, "flips": self.flip, "sliding_window": self.window}
+        sizes = {"scales": self.scales, "base_size": self.base_size}
+        return {**sizes, "flips": self.flip, "sliding_window": self.window}
 
     @model_validator(mode="after")
     def _consistent(self) -> PredictSettings:
