@@ -319,7 +319,8 @@ def test_an_ablation_is_printed_and_kept(lexiseg, tree, monkeypatch):
         "a.json",
     )
     assert "| test | lseg, as set | 50.0 |" in done.out
-    assert calls == [(tree, "lseg", {"seeds": range(2), "table": None, "variants": ["as set", "from scratch"], "splits": ["val"]})]
+    expected = {"seeds": range(2), "table": None, "variants": ["as set", "from scratch"], "splits": ["val"]}
+    assert calls == [(tree, "lseg", expected)]
     written = read_yaml(tree / "below/a.json")  # a path counts from where the command was given
     assert written.pop("made_with")["commit"] is None
     assert written == result
