@@ -198,8 +198,10 @@ def test_twice_gives_equal_bytes(inputs, tmp_path):
     assert str(tmp_path) not in (tmp_path / "a/model.json").read_text()
 
 
-def test_loader_workers_have_no_effect(inputs, tmp_path):
-    assert trained(inputs, tmp_path / "a", workers=0) == trained(inputs, tmp_path / "b", workers=2)
+@pytest.mark.parametrize("labels", ["dataset", "episode"])
+def test_loader_workers_have_no_effect(inputs, tmp_path, labels):
+    one = trained(inputs, tmp_path / "a", workers=0, labels=labels)
+    assert one == trained(inputs, tmp_path / "b", workers=2, labels=labels)
 
 
 def test_another_seed_gives_other_weights(inputs, tmp_path):
