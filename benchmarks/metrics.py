@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torchmetrics.classification import MulticlassJaccardIndex
 
+from lexiseg.environment import keep_memory
 from lexiseg.evaluation.metrics import ConfusionMatrix, mean_over
 from lexiseg.segmentation import IGNORE_LABEL
 
@@ -70,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=512, help="side of the label maps in pixels")
     given = parser.parse_args(argv)
     use_threads(given.threads)
+    keep_memory()  # as in the stage that evaluates
     rows = []
     for classes in given.classes:
         pairs = label_maps(classes, pictures=given.pictures, size=given.size)
