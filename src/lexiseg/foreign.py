@@ -68,7 +68,7 @@ def read_checkpoint(path: Path | str) -> ForeignCheckpoint:
     strange = sorted(name for name in asked if not name.startswith(_HARMLESS))
     if strange:
         raise ModelError(
-            found=f"{path} asks for {', '.join(strange[:5])}" + (f" and {len(strange) - 5} more" * (len(strange) > 5)),
+            found=f"{path} asks for {', '.join(strange[:5])}" + (", …" if len(strange) > 5 else ""),
             allowed="tensors and plain data; code in a weight file is never executed",
             fix="where you trust the file, load it with the program that wrote it, save its state_dict as "
             "safetensors, and import that",
@@ -128,9 +128,9 @@ def _is_plain(value: Any) -> bool:
 
 def _table(value: Any) -> dict[Any, Any]:
     # Lightning writes a dict, a dict with attributes, or a namespace.
-    return (
-        {**vars(value), **value} if isinstance(value, OrderedDict) else dict(value) if isinstance(value, dict) else {}
-    )
+    if not isinstance(value, dict):
+        return {}
+    return {**getattr(value, "__dict__", {}), **value}
 
 
 def _reason(error: Exception) -> str:

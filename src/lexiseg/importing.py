@@ -64,7 +64,7 @@ def import_model(
         file: the checkpoint; see `lexiseg.foreign.read_checkpoint`.
         out: the folder to write, which must not exist.
         text: encode or model folder whose text side is taken; None: the CLIP inside the checkpoint.
-        classes: names to note as the model's vocabulary; MLflow's registry needs one.
+        classes: names that the model was trained with, to be noted in its vocabulary.json.
         options: what the method's importer cannot find in the file.
         licence: of the weights, where it is another one than the method's importer states.
 
@@ -96,10 +96,10 @@ def import_model(
     with atomic_path(out) as folder:
         folder.mkdir()
         origin = _write_text(folder, imported, text)
-        dim = load_text(folder).dim
-        if dim != imported.text_dim:
+        encoder = load_text(folder)
+        if encoder.dim != imported.text_dim:
             raise ModelError(
-                found=f"label vectors of {dim} numbers ({origin}) for a network of {imported.text_dim}",
+                found=f"label vectors of {encoder.dim} numbers ({origin}) for a network of {imported.text_dim}",
                 allowed="the text encoder that the network was trained with",
                 fix="name an encode or model folder that has it: --text FOLDER",
             )
@@ -109,7 +109,7 @@ def import_model(
         if vocabulary:
             write_json(folder / "vocabulary.json", vocabulary.to_json())
         source = {"file": checkpoint.file, "sha256": checkpoint.sha256, "unexpected": list(imported.unexpected)}
-        licences = {"weights": licence, "text": load_text(folder).licence, "code": "Apache-2.0"}
+        licences = {"weights": licence, "text": encoder.licence, "code": "Apache-2.0"}
         package = f"lexiseg {lexiseg.__version__}"
         card = {"method": method, "package": package, "imported": source, "licences": licences}
         write_json(folder / "card.json", card)
