@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -91,8 +91,8 @@ def import_checkpoint(checkpoint: ForeignCheckpoint, options: Mapping[str, Any])
             allowed="a checkpoint of isl-org/lang-seg, with keys `net.pretrained.…` and `net.scratch.…`",
             fix="check the file; a model folder of lexiseg needs no import",
         )
-    tensors, dropped, unexpected = _renamed(official)
-    official_of = {ours: name for name in official if (ours := _known(name))}
+    official_of, dropped, unexpected = _names(official)
+    tensors = {ours: official[name] for ours, name in official_of.items()}
     clip = {name.removeprefix(_CLIP): tensor for name, tensor in official.items() if name.startswith(_CLIP)}
     try:
         config = _config(official, checkpoint, chosen)
@@ -150,23 +150,16 @@ def our_name(official: str) -> str | None:
     raise KeyError(official)
 
 
-def _known(official: str) -> str | None:
-    try:
-        return our_name(official)
-    except KeyError:
-        return None
-
-
 def _is_vit(official: Mapping[str, Tensor]) -> bool:
     return "pretrained.model.cls_token" in official
 
 
-def _renamed(official: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, int], list[str]]:
-    """Tensors by our names; how many were left out on purpose, by the start of their names; names nobody knows."""
-    tensors: dict[str, Tensor] = {}
+def _names(official: Iterable[str]) -> tuple[dict[str, str], dict[str, int], list[str]]:
+    """Our names -> official ones; how many are left out on purpose, by the start of their names; unknown ones."""
+    official_of: dict[str, str] = {}
     dropped: dict[str, int] = {}
     unexpected = []
-    for name, tensor in official.items():
+    for name in official:
         if name.startswith(_CLIP):
             continue
         try:
@@ -178,8 +171,8 @@ def _renamed(official: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[st
             start = ".".join(name.split(".")[:3])
             dropped[start] = dropped.get(start, 0) + 1
         else:
-            tensors[ours] = tensor
-    return tensors, dropped, unexpected
+            official_of[ours] = name
+    return official_of, dropped, unexpected
 
 
 def _config(official: Mapping[str, Tensor], checkpoint: ForeignCheckpoint, chosen: ImportOptions) -> dict[str, Any]:
