@@ -130,6 +130,14 @@ def test_saved_edits_come_back(tree):
     assert saved == {**read_yaml(tree / "profiles/photos.yaml"), "profile": "mine", "seed": 7}
 
 
+def test_more_changes_can_be_saved_with_it(tree):
+    edit(tree, "seed: 0 ", "seed: 7 ")
+    save_profile(tree, "mine", changes={"data": {"name": "street"}, "words": {}})
+    wanted = {"profile": "mine", "seed": 7, "data": {"name": "street", "splits": ["a", "b"]}, "words": {}}
+    assert read_yaml(tree / "params.yaml") == wanted
+    assert not unsaved_edits(tree)
+
+
 @pytest.mark.parametrize("name", ["photos", "embedded"])
 def test_a_profile_is_not_overwritten(tree, name):
     edit(tree, "seed: 0 ", "seed: 7 ")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lexiseg.errors import StageError
-from lexiseg.workspace import find_root, main_checkout, private_folder, require_root, resolve_weights
+from lexiseg.workspace import find_root, main_checkout, private_folder, require_root, resolve_weights, setting_path
 
 
 def working_tree(root: Path) -> Path:
@@ -85,5 +85,8 @@ def test_weights_lie_in_the_main_checkout(tmp_path, monkeypatch):
     monkeypatch.chdir(copy)
     assert resolve_weights("weights/a.pt") == root / "weights/a.pt"
     assert resolve_weights("/models/a.pt") == Path("/models/a.pt")
+    assert setting_path(root / "models/demo") == "models/demo"
+    assert setting_path(copy / "models/demo") == ".dvc/tmp/exps/standalone/tmpabc/models/demo"
+    assert setting_path(tmp_path / "demo") == str(tmp_path / "demo")
     monkeypatch.chdir(tmp_path)
     assert resolve_weights("weights/a.pt") == Path("weights/a.pt")

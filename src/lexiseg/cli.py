@@ -154,6 +154,9 @@ def import_(
         list[str] | None, typer.Option("--set", help="key=value that the file does not tell; may be given again.")
     ] = None,
     licence: Annotated[str | None, typer.Option(help="Of the weights, for the model's card.")] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="Save and use a profile of this name, under which the graph evaluates the model.")
+    ] = None,
 ) -> None:
     """Turn a checkpoint of the official implementation into a model folder. No code in the file is executed.
 
@@ -166,7 +169,10 @@ def import_(
 
     from lexiseg.errors import SettingsError
     from lexiseg.importing import import_model
+    from lexiseg.profiles import check_new_profile, save_profile
 
+    if profile is not None:
+        check_new_profile(require_root(), profile)  # before the minutes that a large checkpoint takes
     options = {}
     for pair in set_ or ():
         key, _, value = pair.partition("=")
@@ -187,6 +193,9 @@ def import_(
     )
     print("\n".join(report.lines()))
     print(f'try it: lexiseg predict photo.jpg --labels "dog, grass, other" --model {report.folder} --out predictions')
+    if profile is not None:
+        save_profile(require_root(), profile, changes=report.settings)
+        print(f"using the profile {profile}: `dvc repro` evaluates the model on the data set in params.yaml")
 
 
 @app.command()

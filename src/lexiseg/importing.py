@@ -14,8 +14,9 @@ from lexiseg.errors import ModelError
 from lexiseg.foreign import read_checkpoint
 from lexiseg.methods import METHODS, Imported, resolve
 from lexiseg.segmentation import check_labels
-from lexiseg.storage import atomic_path, save_tensors, write_json
+from lexiseg.storage import atomic_path, read_json, save_tensors, write_json
 from lexiseg.vocabulary import Vocabulary
+from lexiseg.workspace import model_identity, setting_path
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class ImportReport:
         unexpected: names that the importer does not know.
         unread: classes in the file whose objects were read as plain tables.
         text: where the label vectors come from.
+        settings: changes of params.yaml with which the graph evaluates the model as it is, nested.
     """
 
     folder: Path
@@ -37,6 +39,7 @@ class ImportReport:
     unexpected: tuple[str, ...]
     unread: tuple[str, ...]
     text: str
+    settings: Mapping[str, Any]
 
     def lines(self) -> list[str]:
         """The report in words, a line per fact."""
@@ -120,7 +123,25 @@ def import_model(
         unexpected=imported.unexpected,
         unread=checkpoint.unread,
         text=origin,
+        settings=_graph_settings(method, out, config=imported.config),
     )
+
+
+def _graph_settings(method: str, folder: Path, *, config: Mapping[str, Any]) -> dict[str, Any]:
+    place, start = setting_path(folder), {"sha256": model_identity(folder)}
+    own = {"model": {**config["model"], "init": place, **start}, "train": {"steps": 0, "epochs": None}}
+    settings = {method: own | {key: config[key] for key in ("predict",) if key in config}}
+    text = read_json(folder / "text" / "text.json")
+    if text["source"] != "clip":
+        return settings
+    # The CLIP in the folder is the graph's then, and its own dense embeddings the baseline.
+    templates = "bare" if text["templates"] == ["{}"] else "vocabulary"
+    clip = {"source": "model", "model": None, "weights": place, "licence": None, **start}
+    return {
+        "encode": {"clip": clip, "text": {"source": "clip", "templates": templates}},
+        "baselines": ["maskclip"],
+        **settings,
+    }
 
 
 def _write_text(folder: Path, imported: Imported, text: Path | None) -> str:

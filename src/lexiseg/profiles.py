@@ -11,7 +11,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from lexiseg.errors import SettingsError
-from lexiseg.settings import read_yaml
+from lexiseg.settings import override, read_yaml
 from lexiseg.storage import write_text
 
 BASE = "embedded"
@@ -72,11 +72,32 @@ def use_profile(root: Path, name: str, *, force: bool = False) -> str:
     return before
 
 
-def save_profile(root: Path, name: str) -> list[str]:
-    """Write what params.yaml changes against the default as profiles/NAME.yaml.
+def save_profile(root: Path, name: str, *, changes: Mapping[str, Any] | None = None) -> list[str]:
+    """Write what params.yaml changes against the default as profiles/NAME.yaml, and use it.
+
+    Args:
+        root: the working tree.
+        name: of the profile.
+        changes: more changes, nested or by dotted keys.
 
     Returns:
         The dotted keys that the profile holds.
+
+    Raises:
+        SettingsError: the name is taken, or not one for a file.
+    """
+    path = check_new_profile(root, name)
+    base = read_yaml(root / "profiles" / f"{BASE}.yaml")
+    current = override(read_yaml(root / "params.yaml"), {**(changes or {}), "profile": name})
+    stream = StringIO()
+    YAML().dump(_changed(base, current), stream)
+    write_text(path, f"# What differs from the embedded profile; saved as the profile {name}.\n" + stream.getvalue())
+    use_profile(root, name, force=True)
+    return sorted(differences(base, current))
+
+
+def check_new_profile(root: Path, name: str) -> Path:
+    """The file of a profile that is to be made.
 
     Raises:
         SettingsError: the name is taken, or not one for a file.
@@ -92,15 +113,7 @@ def save_profile(root: Path, name: str) -> list[str]:
         raise SettingsError(
             found=f"a profile `{name}` exists already", allowed="a new name", fix=f"choose another name, or edit {path}"
         )
-    base = read_yaml(root / "profiles" / f"{BASE}.yaml")
-    current = {**read_yaml(root / "params.yaml"), "profile": name}
-    stream = StringIO()
-    YAML().dump(_changed(base, current), stream)
-    write_text(
-        path, f"# What differs from the embedded profile; made by `lexiseg profile save {name}`.\n" + stream.getvalue()
-    )
-    use_profile(root, name, force=True)
-    return sorted(differences(base, current))
+    return path
 
 
 def unsaved_edits(root: Path) -> list[str]:

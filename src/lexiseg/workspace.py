@@ -6,7 +6,8 @@ import os
 from functools import cache
 from pathlib import Path
 
-from lexiseg.errors import StageError
+from lexiseg.errors import ModelError, StageError
+from lexiseg.storage import hash_tree, sha256_of_json
 
 
 def find_root(start: Path | None = None) -> Path | None:
@@ -64,3 +65,43 @@ def resolve_weights(path: str) -> Path:
     """A weight file named in the settings; relative paths count from the main checkout (`weights/` lives there)."""
     root = find_root()
     return Path(path) if Path(path).is_absolute() or root is None else main_checkout(root) / path
+
+
+def setting_path(path: Path) -> str:
+    """How the settings name a file or folder: what `resolve_weights` finds again."""
+    root = find_root()
+    owner = None if root is None else main_checkout(root)
+    path = path.resolve()
+    return str(path.relative_to(owner)) if owner and path.is_relative_to(owner) else str(path)
+
+
+def resolve_model(path: str, *, sha256: str | None, setting: str) -> Path:
+    """A model folder named in the settings, where it is the one that is meant; relative paths as in `resolve_weights`.
+
+    Args:
+        path: the folder, such as "models/demo_e200".
+        sha256: its expected `model_identity`.
+        setting: the key in params.yaml that holds the hash, for the error's text.
+
+    Raises:
+        ModelError: no model folder, or another one.
+    """
+    folder = resolve_weights(path)
+    if not (folder / "model.json").is_file():
+        raise ModelError(
+            found=f"{folder} has no model.json",
+            allowed="a model folder, as `lexiseg import` writes it",
+            fix="check the path; it counts from the main checkout",
+        )
+    if (actual := model_identity(folder)) != sha256:
+        raise ModelError(
+            found=f"{folder} has the hash {actual}",
+            allowed=f"{sha256}, as `{setting}` says",
+            fix="import the checkpoint again, or put the new hash into params.yaml if the change is meant",
+        )
+    return folder
+
+
+def model_identity(folder: Path) -> str:
+    """One sha256 over the names and contents of all files in a model folder."""
+    return sha256_of_json(hash_tree(folder))

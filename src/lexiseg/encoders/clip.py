@@ -262,6 +262,21 @@ def save_open_clip(folder: Path, *, name: str, pretrained: str, sha256: str | No
     write_json(folder / "clip.json", config)
 
 
+def copy_clip(source: Path, target: Path) -> None:
+    """Copy the CLIP of a model folder into an encode folder.
+
+    Raises:
+        ModelError: the model's text side is no CLIP.
+    """
+    if not (source / "clip" / "clip.json").is_file():
+        raise ModelError(
+            found=f"{source} holds no CLIP: its text side is of another kind",
+            allowed="a model folder with clip/clip.json",
+            fix="set `encode.text` to that text side, and `encode.clip.source: none`",
+        )
+    shutil.copytree(source / "clip", target / "clip")
+
+
 def build_clip(config: dict[str, Any], *, source: str) -> nn.Module:
     """The architecture that a clip.json describes, with random weights."""
     if config["kind"] == "tiny":

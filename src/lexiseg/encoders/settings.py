@@ -34,7 +34,7 @@ class PretrainSettings(Block):
 class ClipSettings(Block):
     """Where the image-text pair comes from."""
 
-    source: Literal["pretrain", "open_clip", "none"]
+    source: Literal["pretrain", "open_clip", "model", "none"]
     model: str | None
     weights: str | None
     sha256: str | None
@@ -46,6 +46,10 @@ class ClipSettings(Block):
             raise ValueError("source open_clip needs `model`, `weights` (a file or a tag) and `licence`")
         if self.source == "open_clip" and Path(str(self.weights)).suffix and not self.sha256:
             raise ValueError("a weight file needs its `sha256`; `lexiseg weights add` prints it")
+        if self.source == "model" and not (self.weights and self.sha256):
+            raise ValueError(
+                "source model needs `weights`, a model folder, and its `sha256` (`lexiseg import --profile` sets both)"
+            )
         return self
 
 

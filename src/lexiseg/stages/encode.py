@@ -8,13 +8,13 @@ from typing import Any
 
 from lexiseg.data.dataset import PreparedSplit
 from lexiseg.encoders.backbone import save_backbone
-from lexiseg.encoders.clip import save_open_clip, save_tiny_clip
+from lexiseg.encoders.clip import copy_clip, save_open_clip, save_tiny_clip
 from lexiseg.encoders.text import save_text
 from lexiseg.errors import SettingsError
 from lexiseg.storage import read_json, write_text
 from lexiseg.training import curve_csv
 from lexiseg.vocabulary import Vocabulary
-from lexiseg.workspace import resolve_weights
+from lexiseg.workspace import resolve_model, resolve_weights
 
 
 def run(settings: Any, inputs: Mapping[str, Path], outputs: Path) -> None:
@@ -46,5 +46,8 @@ def run(settings: Any, inputs: Mapping[str, Path], outputs: Path) -> None:
             sha256=encode.clip.sha256,
             licence=str(encode.clip.licence),
         )
+    elif encode.clip.source == "model":
+        folder = resolve_model(str(encode.clip.weights), sha256=encode.clip.sha256, setting="encode.clip.sha256")
+        copy_clip(folder, outputs)
     save_text(outputs, encode.text, vocabulary)
     save_backbone(outputs, encode.backbone)

@@ -42,7 +42,8 @@ class CommonSettings(Block):
                 "or set evaluate.episodes to null"
             )
         lseg = getattr(self, "lseg", None)
-        if lseg is not None and lseg.model.clip_residual and encode.backbone.source != "clip":
+        model = lseg.model if lseg else None
+        if model and model.clip_residual and not model.folder and encode.backbone.source != "clip":
             faults.append("lseg.model.clip_residual needs encode.backbone.source: clip")
         if faults:
             raise ValueError("; ".join(faults))

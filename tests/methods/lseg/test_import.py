@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,9 @@ from lexiseg.foreign import ForeignCheckpoint, read_checkpoint
 from lexiseg.importing import import_model
 from lexiseg.methods.lseg.build import build_model
 from lexiseg.methods.lseg.checkpoint import import_checkpoint
+from lexiseg.stages.settings import parse_settings, read_values
 from lexiseg.storage import hash_tree, read_json
+from lexiseg.workspace import model_identity
 
 IMAGE = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(5))
 WORDS = torch.randn(5, TEXT, generator=torch.Generator().manual_seed(6))
@@ -356,6 +359,28 @@ def test_nothing_is_overwritten(lightning, tmp_path):
     (tmp_path / "out").mkdir()
     with pytest.raises(LexisegError, match="exists"):
         import_model("lseg", lightning(), out=tmp_path / "out")
+
+
+def test_a_profile_that_evaluates_it(lightning, tmp_path, monkeypatch):
+    tree = tmp_path / "tree"
+    (tree / "profiles").mkdir(parents=True)
+    (tree / "dvc.yaml").touch()
+    for name in ("params.yaml", "profiles/embedded.yaml"):
+        shutil.copyfile("profiles/embedded.yaml", tree / name)
+    monkeypatch.chdir(tree)
+    command = ["import", "lseg", str(lightning()), "--profile", "demo"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert "using the profile demo" in result.output
+    values = read_values(tree)
+    parse_settings(values)
+    assert values["profile"] == "demo"
+    assert values["lseg"]["model"]["init"] == values["encode"]["clip"]["weights"] == "models/demo"
+    assert values["lseg"]["model"]["sha256"] == model_identity(tree / "models/demo")
+    assert values["lseg"]["train"]["steps"] == 0
+    again = CliRunner().invoke(app, [*command, "--out", "models/again"])
+    assert isinstance(again.exception, SettingsError)  # before anything is written
+    assert not (tree / "models/again").exists()
 
 
 def test_by_command_and_predict_with_it(lightning, tmp_path, monkeypatch):

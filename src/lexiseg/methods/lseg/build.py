@@ -10,12 +10,13 @@ from torch import Tensor
 from lexiseg.encoders.backbone import read_backbone
 from lexiseg.encoders.clip import build_clip
 from lexiseg.encoders.pyramid import TinyBackbone, build_timm_backbone
-from lexiseg.errors import ModelError
+from lexiseg.errors import ModelError, SettingsError
 from lexiseg.methods.lseg.model import LSeg
 from lexiseg.methods.lseg.regularisation import SpatialRegularisation
 from lexiseg.methods.lseg.settings import ModelSettings
 from lexiseg.settings import parse
 from lexiseg.storage import load_tensors, read_json, save_tensors, write_json
+from lexiseg.workspace import resolve_model
 
 
 def new_model(encode: Path, settings: ModelSettings, *, text_dim: int) -> tuple[LSeg, dict[str, Any]]:
@@ -28,7 +29,10 @@ def new_model(encode: Path, settings: ModelSettings, *, text_dim: int) -> tuple[
 
     Raises:
         ModelError: `clip_residual` without a CLIP backbone, or weights that do not fit.
+        SettingsError: settings that are not those of the model folder to start from.
     """
+    if settings.folder is not None:
+        return _from_folder(settings, text_dim=text_dim)
     backbone, weights = read_backbone(encode)
     config: dict[str, Any] = {"method": "lseg", "model": settings.model_dump(mode="json"), "text_dim": text_dim}
     config["backbone"] = backbone
@@ -44,6 +48,33 @@ def new_model(encode: Path, settings: ModelSettings, *, text_dim: int) -> tuple[
         visual = {k.removeprefix("visual."): v for k, v in towers.items() if k.startswith("visual.")}
         model.backbone.visual.load_state_dict(visual)  # type: ignore[union-attr]
     return model, config
+
+
+def _from_folder(settings: ModelSettings, *, text_dim: int) -> tuple[LSeg, dict[str, Any]]:
+    folder = resolve_model(str(settings.folder), sha256=settings.sha256, setting="lseg.model.sha256")
+    model, config = load_model(folder)
+    own = parse(config["model"], ModelSettings, source=str(folder / "model.json"))
+    # The parameters say what runs, so they have to be true. How norms behave in training is free.
+    free = {"init", "sha256", "freeze_norm"}
+    differing = {key: value for key, value in own if key not in free and value != getattr(settings, key)}
+    if differing:
+        raise SettingsError(
+            found=f"{settings.folder} is another network than `lseg.model` describes",
+            allowed=", ".join(f"lseg.model.{key}: {_plain(value)}" for key, value in differing.items()),
+            fix="set these",
+        )
+    if config["text_dim"] != text_dim:
+        raise ModelError(
+            found=f"label vectors of {text_dim} numbers, and a network in {settings.folder} for {config['text_dim']}",
+            allowed="the text encoder that the network was trained with",
+            fix=f"encode.clip: {{source: model, weights: {settings.folder}, …}} takes it from the folder",
+        )
+    model.freeze_norm = settings.freeze_norm
+    return model, {**config, "model": settings.model_dump(mode="json")}
+
+
+def _plain(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def build_model(config: dict[str, Any], *, weights: dict[str, Tensor] | None = None) -> LSeg:

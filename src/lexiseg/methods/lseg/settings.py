@@ -13,7 +13,8 @@ from lexiseg.settings import Block
 class ModelSettings(Block):
     """`lseg.model`: the network. What each key does stands beside it in params.yaml."""
 
-    init: Literal["backbone", "random"]
+    init: str
+    sha256: str | None = None
     features: int = Field(ge=1)
     readout: Readout
     block: Literal["none", "bottleneck", "depthwise"]
@@ -22,6 +23,17 @@ class ModelSettings(Block):
     temperature: float = Field(gt=0)
     clip_residual: bool
     freeze_norm: bool
+
+    @property
+    def folder(self) -> str | None:
+        """The model folder to start from, where it is one."""
+        return None if self.init in ("backbone", "random") else self.init
+
+    @model_validator(mode="after")
+    def _known_start(self) -> ModelSettings:
+        if self.folder is not None and "/" not in self.folder:
+            raise ValueError(f"`init` is backbone, random, or a model folder such as models/demo_e200, not {self.init}")
+        return self
 
 
 class TrainSettings(Block):
@@ -38,7 +50,7 @@ class TrainSettings(Block):
     schedule_unit: Literal["step", "epoch"]
     poly_power: float = Field(gt=0)
     warmup: int = Field(ge=0)
-    steps: int | None = Field(ge=1)
+    steps: int | None = Field(ge=0)
     epochs: int | None = Field(ge=1)
     batch: int = Field(ge=1)
     accumulate: int = Field(ge=1)
@@ -104,3 +116,13 @@ class LSegSettings(Block):
     model: ModelSettings
     train: TrainSettings
     predict: PredictSettings
+
+    @model_validator(mode="after")
+    def _starts_from_something(self) -> LSegSettings:
+        if self.model.folder is not None and not self.model.sha256:
+            raise ValueError(
+                "`model.init` with a model folder needs `model.sha256`; `lexiseg import` with --profile sets them"
+            )
+        if self.model.folder is None and self.train.steps == 0:
+            raise ValueError("`train.steps: 0` trains nothing: it needs a model folder in `model.init`")
+        return self

@@ -14,11 +14,13 @@ from lexiseg.data.dataset import PreparedSplit
 from lexiseg.data.episodes import OTHERS, read_episodes, resize_ids, resize_picture
 from lexiseg.data.targets import seen_targets
 from lexiseg.data.transforms import generator, normalise, random_colour, random_crop, random_flip, random_scale
-from lexiseg.encoders.text import load_text
+from lexiseg.encoders.text import TextEncoder, load_text
 from lexiseg.methods.lseg.build import new_model, save_model
+from lexiseg.methods.lseg.model import LSeg
 from lexiseg.methods.lseg.module import LSegTraining
-from lexiseg.storage import write_text
+from lexiseg.storage import read_json, write_text
 from lexiseg.training import check_labelled_batch, curve_csv, fit, shuffled_indices
+from lexiseg.vocabulary import Vocabulary
 
 
 class SeenBatches:
@@ -107,14 +109,29 @@ class EpisodeBatches(SeenBatches):
 
 
 def train(settings: Any, inputs: Mapping[str, Path], outputs: Path) -> None:
-    """Stage lseg-train: prepared data and frozen encoders -> model.safetensors, model.json, curve.csv."""
-    split = PreparedSplit(inputs["prepare"], "train")
+    """Stage lseg-train: prepared data and frozen encoders -> model.safetensors, model.json, curve.csv.
+
+    Without steps there is no curve: the network is that of the model folder in `lseg.model.init`.
+    """
+    vocabulary = Vocabulary.from_json(read_json(inputs["prepare"] / "vocabulary.json"))
     text = load_text(inputs["encode"])
     torch.manual_seed(settings.seed)
     model, config = new_model(inputs["encode"], settings.lseg.model, text_dim=text.dim)
-    recipe = settings.lseg.train
+    if settings.lseg.train.steps != 0:
+        curve = _fit(model, config, text=text, prepared=inputs["prepare"], settings=settings)
+        write_text(outputs / "curve.csv", curve_csv(curve))
+    config["vocabulary"] = vocabulary.to_json()
+    config["stand_ins"] = {name: text.stand_in(name) for name in vocabulary.names if text.stand_in(name)}
+    save_model(outputs, model, config)
+
+
+def _fit(
+    model: LSeg, config: Mapping[str, Any], *, text: TextEncoder, prepared: Path, settings: Any
+) -> list[dict[str, float]]:
+    """Train the model in place; returns the curve."""
+    split, recipe = PreparedSplit(prepared, "train"), settings.lseg.train
     if recipe.labels == "episode":
-        episodes = read_episodes(inputs["prepare"], "train")
+        episodes = read_episodes(prepared, "train")
         batches = EpisodeBatches(split, episodes, recipe, config=config, seed=settings.seed)
     else:
         batches = SeenBatches(split, recipe, config=config, seed=settings.seed)
@@ -123,7 +140,7 @@ def train(settings: Any, inputs: Mapping[str, Path], outputs: Path) -> None:
     module = LSegTraining(
         model, text=text.embed(batches.labels), settings=recipe, steps=steps, steps_per_epoch=per_epoch
     )
-    curve = fit(
+    return fit(
         module,
         batch=batches,
         steps=steps,
@@ -133,7 +150,3 @@ def train(settings: Any, inputs: Mapping[str, Path], outputs: Path) -> None:
         precision=recipe.precision,
         title="train LSeg",
     )
-    config["vocabulary"] = split.vocabulary.to_json()
-    config["stand_ins"] = {name: text.stand_in(name) for name in split.vocabulary.names if text.stand_in(name)}
-    save_model(outputs, model, config)
-    write_text(outputs / "curve.csv", curve_csv(curve))
