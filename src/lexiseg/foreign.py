@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -59,6 +60,7 @@ def read_checkpoint(path: Path | str) -> ForeignCheckpoint:
     import torch
     from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+    _refuse_inflating(path)
     try:
         asked = get_unsafe_globals_in_checkpoint(path)
     except OSError:
@@ -112,6 +114,21 @@ def read_checkpoint(path: Path | str) -> ForeignCheckpoint:
     )
 
 
+def _refuse_inflating(path: Path) -> None:
+    # torch.save stores without compression; a few compressed kilobytes could become more than the memory.
+    try:
+        with zipfile.ZipFile(path) as archive:
+            compressed = [item.filename for item in archive.infolist() if item.compress_type != zipfile.ZIP_STORED]
+    except zipfile.BadZipFile:  # an older format, or damaged; torch.load below tells
+        return
+    if compressed:
+        raise ModelError(
+            found=f"{path} is a compressed archive ({len(compressed)} parts, such as {compressed[0]})",
+            allowed="what torch.save wrote, which is not compressed",
+            fix="unpack a zip file around the checkpoint first, then import the file in it",
+        )
+
+
 def _is_whole(tensor: Any) -> bool:
     import torch
 
@@ -135,5 +152,7 @@ def _table(value: Any) -> dict[Any, Any]:
 
 def _reason(error: Exception) -> str:
     # torch's own text recommends to read such a file with its code.
+    if "TorchScript" in str(error):
+        return "it is a TorchScript archive, which is code; save the model's state_dict instead"
     named = re.search(r"GLOBAL (\S+)", str(error))
     return f"it asks for {named[1]}" if named else type(error).__name__

@@ -185,25 +185,26 @@ class Segmentation:
     def mean_score(self, label: str) -> float | None:
         """Mean probability (softmax over the labels, 0..1) of a label over the region it covers.
 
-        Taken at low resolution, each cell weighted by the share of it that the region covers. None where the
-        label covers nothing.
+        Each pixel has the probability of the score cell it falls into. None where the label covers nothing.
         """
         position = self.index(label)
-        if not self._pixels[position]:
-            return None
-        region = torch.from_numpy(self.label_map == position)
-        scores = torch.from_numpy(self.scores)
-        weight = functional.interpolate(region[None, None].float(), size=scores.shape[1:], mode="area")[0, 0]
-        if not weight.any():  # more score cells than pixels, and the region fell between them
-            weight = torch.ones_like(weight)
-        probability = (scores[position] - self._log_sum).exp()
-        return float((probability * weight).sum() / weight.sum())
+        pixels = self._pixels[position]
+        return float(self._probabilities[position] / pixels) if pixels else None
 
     # Once for all labels: with thousands of them, a pass over picture or scores for each takes minutes.
 
     @cached_property
     def _pixels(self) -> np.ndarray:
         return np.bincount(self.label_map.ravel(), minlength=len(self.labels))
+
+    @cached_property
+    def _probabilities(self) -> np.ndarray:
+        """(N,) sum of the probability of each label over the pixels that it covers."""
+        (height, width), (rows, columns) = self.label_map.shape, self.scores.shape[1:]
+        row = (np.arange(height) * rows // height)[:, None]
+        column = np.arange(width) * columns // width
+        probability = np.exp(self.scores[self.label_map, row, column] - self._log_sum.numpy()[row, column])
+        return np.bincount(self.label_map.ravel(), weights=probability.ravel(), minlength=len(self.labels))
 
     @cached_property
     def _log_sum(self) -> torch.Tensor:

@@ -28,8 +28,10 @@ EVALUATE = ["threads", "encode.text.source", "encode.text.templates", "evaluate"
 BASELINE = ["seed", "threads", "baseline", "evaluate.episodes", "evaluate.splits"]
 
 
-def changes(protocol, *, size=(480, 480), **more):
+def changes(name, protocol, *, size=(480, 480), **more):
     return {
+        "data.name": name,
+        "data.adapter": name,
         "baselines": ["maskclip"],
         "evaluate.protocol": protocol,
         "evaluate.episodes": list(size),
@@ -68,7 +70,7 @@ def made(tmp_path_factory):
     ],
 )
 def test_from_raw_files_to_the_report(made, tmp_path, name, protocol, size, classes):
-    inputs, values = made(name), settings(changes(protocol, size=size))
+    inputs, values = made(name), settings(changes(name, protocol, size=size))
     train(View(values, ["seed", "threads", "lseg.model", "lseg.train"]), inputs, tmp_path / "train")
     inputs = {**inputs, "lseg/train": tmp_path / "train"}
     predict.run(View(values, PREDICT), inputs, tmp_path / "predict", method="lseg")
@@ -108,7 +110,7 @@ def test_from_raw_files_to_the_report(made, tmp_path, name, protocol, size, clas
 
 
 def test_an_episode_is_scored_once_by_its_two_words(made, tmp_path):
-    inputs, values = made("pascal5i"), settings(changes("pascal5i", size=(32, 48)))
+    inputs, values = made("pascal5i"), settings(changes("pascal5i", "episodes", size=(32, 48)))
     train(View(values, ["seed", "threads", "lseg.model", "lseg.train"]), inputs, tmp_path / "train")
     inputs = {**inputs, "lseg/train": tmp_path / "train"}
     for folder in "ab":

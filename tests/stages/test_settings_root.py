@@ -106,3 +106,15 @@ def test_settings_are_read_without_torch():
     # The command line sets the number of threads from them, and torch takes that number when it is imported.
     code = "import sys; from lexiseg.stages.settings import root_block; root_block(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"evaluate.protocol": "camvid"}, "made for the data set 'camvid', on 'world'"),
+        ({"evaluate.protocol": "episodes", "baselines": ["maskclip"]}, "with `evaluate.episodes: null`"),
+        ({"evaluate.episodes": [64, 64], "baselines": ["maskclip"]}, "`evaluate.episodes: null` with this card"),
+    ],
+)
+def test_a_protocol_that_does_not_fit_is_refused_before_anything_runs(changes, fault):
+    assert fault in faults(**changes).allowed

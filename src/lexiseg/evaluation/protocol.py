@@ -120,19 +120,7 @@ class ProtocolCard(Block):
             ProtocolError: the card is for another data set, asks for classes that the vocabulary lacks, or asks in
                 another way than the predictions were made.
         """
-        if self.dataset not in (ANY_DATASET, dataset, adapter):
-            raise ProtocolError(
-                found=f"the protocol {self.name!r}, made for the data set {self.dataset!r}, on {dataset!r}",
-                allowed=f"a card for {dataset!r} or for any data set",
-                fix="set `evaluate.protocol: generic` in params.yaml, or add a card for this data set",
-            )
-        if episodes != self.episodes and (episodes is None or self.episodes != ANY_SIZE):
-            raise ProtocolError(
-                found=f"the protocol {self.name!r} with `evaluate.episodes: {_shown(episodes)}`",
-                allowed=f"`evaluate.episodes: {_shown(self.episodes)}` with this card",
-                fix="set it in params.yaml, or choose another `evaluate.protocol`; `episodes` fits any data set that "
-                "is asked about one class at a time, `generic` any other",
-            )
+        self.check(dataset=dataset, adapter=adapter, episodes=episodes)
         names = [vocabulary.names[index] for index in self.classes(vocabulary)]
         if not names:
             raise ProtocolError(
@@ -156,6 +144,26 @@ class ProtocolCard(Block):
                 **(inference or {}),
             }
         )
+
+    def check(self, *, dataset: str, adapter: str | None, episodes: tuple[int, int] | None) -> None:
+        """Whether the card fits a data set and the way it is asked, which the settings alone tell.
+
+        Raises:
+            ProtocolError: it does not; the arguments are those of `resolve`.
+        """
+        if self.dataset not in (ANY_DATASET, dataset, adapter):
+            raise ProtocolError(
+                found=f"the protocol {self.name!r}, made for the data set {self.dataset!r}, on {dataset!r}",
+                allowed=f"a card for {dataset!r} or for any data set",
+                fix="set `evaluate.protocol: generic` in params.yaml, or add a card for this data set",
+            )
+        if episodes != self.episodes and (episodes is None or self.episodes != ANY_SIZE):
+            raise ProtocolError(
+                found=f"the protocol {self.name!r} with `evaluate.episodes: {_shown(episodes)}`",
+                allowed=f"`evaluate.episodes: {_shown(self.episodes)}` with this card",
+                fix="set it in params.yaml, or choose another `evaluate.protocol`; `episodes` fits any data set that "
+                "is asked about one class at a time, `generic` any other",
+            )
 
     def classes(self, vocabulary: Vocabulary) -> tuple[int, ...]:
         """Ids of the classes among which pixels choose."""

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, create_model, model_validator
 
 from lexiseg.data.settings import DataSettings
 from lexiseg.encoders.settings import EncodeSettings
+from lexiseg.evaluation.protocol import ProtocolError, load_protocol
 from lexiseg.evaluation.settings import EvaluateSettings
 from lexiseg.methods import BASELINES, METHODS, resolve
 from lexiseg.methods.baselines.settings import BaselineSettings
@@ -45,6 +46,12 @@ class CommonSettings(Block):
         model = lseg.model if lseg else None
         if model and model.clip_residual and not model.folder and encode.backbone.source != "clip":
             faults.append("lseg.model.clip_residual needs encode.backbone.source: clip")
+        try:
+            load_protocol(self.evaluate.protocol).check(
+                dataset=self.data.name, adapter=self.data.adapter, episodes=self.evaluate.episodes
+            )
+        except ProtocolError as error:
+            faults.append(f"{error.found}; allowed: {error.allowed}")
         if faults:
             raise ValueError("; ".join(faults))
         return self

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -309,6 +310,18 @@ def test_code_in_a_checkpoint_is_not_executed(lightning, tmp_path, monkeypatch):
         import_model("lseg", file, out=tmp_path / "out")
     assert "never executed" in caught.value.allowed
     assert not (tmp_path / "executed").exists()
+
+
+def test_archives_that_torch_save_did_not_write(lightning, tmp_path):
+    file = lightning()
+    with zipfile.ZipFile(file) as stored, zipfile.ZipFile(tmp_path / "b.ckpt", "w", zipfile.ZIP_DEFLATED) as packed:
+        for item in stored.namelist():
+            packed.writestr(item, stored.read(item))
+    with pytest.raises(ModelError, match="a compressed archive"):
+        read_checkpoint(tmp_path / "b.ckpt")
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "script.pt")
+    with pytest.raises(ModelError, match="TorchScript archive"):
+        read_checkpoint(tmp_path / "script.pt")
 
 
 @pytest.mark.parametrize("size", [0, 10, 700, -100])
