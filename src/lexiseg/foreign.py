@@ -60,7 +60,7 @@ def read_checkpoint(path: Path | str) -> ForeignCheckpoint:
     import torch
     from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-    _refuse_inflating(path)
+    _check_archive(path)
     try:
         asked = get_unsafe_globals_in_checkpoint(path)
     except OSError:
@@ -114,13 +114,20 @@ def read_checkpoint(path: Path | str) -> ForeignCheckpoint:
     )
 
 
-def _refuse_inflating(path: Path) -> None:
-    # torch.save stores without compression; a few compressed kilobytes could become more than the memory.
+def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
-            compressed = [item.filename for item in archive.infolist() if item.compress_type != zipfile.ZIP_STORED]
-    except zipfile.BadZipFile:  # an older format, or damaged; torch.load below tells
+            parts = archive.infolist()
+    except zipfile.BadZipFile:  # the format before torch 1.6, or damaged: torch.load tells
         return
+    if any(part.filename.endswith("/constants.pkl") for part in parts):
+        raise ModelError(
+            found=f"{path} is a TorchScript archive, which holds code",
+            allowed="tensors and plain data; code in a weight file is never executed",
+            fix="where you trust the file, load it with torch.jit.load and save its state_dict()",
+        )
+    # torch.save stores without compression; a few compressed kilobytes could become more than the memory.
+    compressed = [part.filename for part in parts if part.compress_type != zipfile.ZIP_STORED]
     if compressed:
         raise ModelError(
             found=f"{path} is a compressed archive ({len(compressed)} parts, such as {compressed[0]})",
@@ -152,7 +159,5 @@ def _table(value: Any) -> dict[Any, Any]:
 
 def _reason(error: Exception) -> str:
     # torch's own text recommends to read such a file with its code.
-    if "TorchScript" in str(error):
-        return "it is a TorchScript archive, which is code; save the model's state_dict instead"
     named = re.search(r"GLOBAL (\S+)", str(error))
     return f"it asks for {named[1]}" if named else type(error).__name__

@@ -320,7 +320,7 @@ def test_archives_that_torch_save_did_not_write(lightning, tmp_path):
     with pytest.raises(ModelError, match="a compressed archive"):
         read_checkpoint(tmp_path / "b.ckpt")
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "script.pt")
-    with pytest.raises(ModelError, match="TorchScript archive"):
+    with pytest.raises(ModelError, match="a TorchScript archive"):
         read_checkpoint(tmp_path / "script.pt")
 
 
