@@ -7,8 +7,7 @@ picture, and takes the best label from them. Another peer is given the text vect
 what keeping text vectors saves, what lies between it and lexiseg is the rest. Everything is float32 and has the same
 random weights; that the label maps agree is checked before anything is timed.
 
-On a GPU (--device cuda) lexiseg's network is called directly with text vectors that are there already, since
-`lexiseg.load` computes on the CPU.
+lexiseg takes a GPU where there is one; CUDA_VISIBLE_DEVICES= hides it. The peers compute where --device says.
 """
 
 from __future__ import annotations
@@ -19,10 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 import lexiseg
-from lexiseg.segmentation import upsample_argmax
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.harness import arguments_for, compare, table, use_threads, write_result
@@ -43,19 +40,10 @@ def shares(timed: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def of_lexiseg(folder: Path, peer: PlainSegmenter, names: list[str]) -> Callable[[np.ndarray], np.ndarray]:
+def of_lexiseg(folder: Path, names: list[str]) -> Callable[[np.ndarray], np.ndarray]:
     """Picture (H, W, 3) -> label map (H, W) by lexiseg."""
-    if torch.device(peer.device).type == "cpu":
-        model = lexiseg.load(folder)
-        return lambda image: model.segment(image, names).label_map
-    text = peer.encode(names)
-
-    @torch.inference_mode()
-    def segment(image: np.ndarray) -> np.ndarray:
-        scores = peer.model.score(peer.model.embed(peer.prepare(image)), text)
-        return upsample_argmax(scores, height=image.shape[0], width=image.shape[1])[0].cpu().numpy()
-
-    return segment
+    model = lexiseg.load(folder)
+    return lambda image: model.segment(image, names).label_map
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -78,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for count in given.labels:
             print(f"{count} labels: comparing the label maps, then the times", file=sys.stderr)
             names = labels(count)
-            ours = of_lexiseg(folder, peer, names)
+            ours = of_lexiseg(folder, names)
             vectors = peer.encode(names)
             candidates = {
                 "lexiseg": lambda ours=ours: ours(image),

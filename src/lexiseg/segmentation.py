@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
+from lexiseg.device import best_device
 from lexiseg.errors import LabelError
 
 IGNORE_LABEL = -100
@@ -156,7 +157,7 @@ class Segmentation:
             LabelError: see `check_labels`.
         """
         tensor = torch.as_tensor(scores).detach().float()
-        label_map = upsample_argmax(tensor[None], height=height, width=width)[0]
+        label_map = upsample_argmax(tensor[None].to(best_device()), height=height, width=width)[0]
         return cls(
             labels=check_labels(labels),
             label_map=label_map.cpu().numpy(),

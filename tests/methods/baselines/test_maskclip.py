@@ -5,9 +5,10 @@ import torch.nn.functional as F
 from helpers.tiny import encoded, open_clip_model, settings, text_table
 from safetensors.torch import save_file
 
-from lexiseg.encoders.clip import save_open_clip
+from lexiseg.encoders.clip import load_clip, save_open_clip
+from lexiseg.encoders.text import load_text
 from lexiseg.errors import ModelError
-from lexiseg.methods.baselines.maskclip import predictor
+from lexiseg.methods.baselines.maskclip import MaskClip, predictor
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,14 @@ def test_a_label_map_does_not_depend_on_the_scale(scorer):
     dense = scorer.clip.embed_patches(torch.from_numpy(picture()).permute(2, 0, 1)[None])[0]
     cosine = torch.einsum("nc,chw->nhw", F.normalize(scorer.text.embed(LABELS), dim=1), dense)
     assert (scores.argmax(0) == cosine.numpy().argmax(0)).all()
+
+
+def test_all_is_on_the_device_of_the_tower(tmp_path):
+    model, text = load_clip(encoded(tmp_path) / "clip"), load_text(tmp_path)
+    moved = MaskClip(model, text=text, device=torch.device("meta"))  # type: ignore[arg-type]
+    with torch.inference_mode():
+        logits = moved._logits(np.stack([picture(17, 23)]), torch.zeros(5, 24))
+    assert (logits.device.type, tuple(logits.shape)) == ("meta", (1, 5, 2, 3))
 
 
 def test_words_of_another_encoder_are_refused(tmp_path):

@@ -207,6 +207,25 @@ def test_the_text_side_may_be_in_the_model_folder(folders, tmp_path):
     assert whole.text.embed(LABELS).equal(load_text(encode).embed(LABELS))
 
 
+@pytest.mark.parametrize(
+    ("options", "labels"),
+    [
+        ({}, 3),
+        ({"resize": (32, 32)}, 30),
+        # More labels than channels: with fewer, autocast is switched off for a part, and there is none for "meta".
+        ({"scales": (0.5, 1.0), "flip": True, "window": 32}, 30),
+    ],
+)
+def test_all_is_on_the_device_of_the_network(segmenter, options, labels):
+    # Tensors of the device "meta" have no values; one that was left on the CPU cannot be computed with them.
+    parts = {"mean": [0.5] * 3, "std": [0.5] * 3, "options": PredictSettings(**options)}
+    moved = LSegSegmenter(segmenter.model, text=segmenter.text, device=torch.device("meta"), **parts)
+    with torch.inference_mode():
+        logits = moved._logits(np.stack([picture()] * 2), torch.zeros(labels, 24))
+    assert logits.device.type == "meta"
+    assert logits.shape[:2] == (2, labels)
+
+
 def test_the_pictures_are_not_changed(segmenter):
     image = picture()
     image.flags.writeable = False

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lexiseg.device import best_device
 from lexiseg.encoders.text import TextEncoder, load_text
 from lexiseg.errors import ModelError
 from lexiseg.evaluation.multiscale import multi_scale_scores
@@ -29,6 +30,7 @@ class LSegSegmenter:
         text: the text side it was trained with.
         mean, std: of RGB in 0..1, per channel.
         options: `lseg.predict`; None: the defaults of `PredictSettings`.
+        device: where the network computes; None: `best_device`. Text is always encoded on the CPU.
     """
 
     def __init__(
@@ -39,10 +41,13 @@ class LSegSegmenter:
         mean: Sequence[float],
         std: Sequence[float],
         options: PredictSettings | None = None,
+        device: torch.device | None = None,
     ) -> None:
-        self.model, self.text = model.eval(), text
-        self._mean = torch.tensor(mean).view(1, 3, 1, 1)
-        self._std = torch.tensor(std).view(1, 3, 1, 1)
+        self.device = device or best_device()
+        self.model, self.text = model.eval().to(self.device), text
+        self._mean = torch.tensor(mean, device=self.device).view(1, 3, 1, 1)
+        self._std = torch.tensor(std, device=self.device).view(1, 3, 1, 1)
+        self._black = [-m / s for m, s in zip(mean, std, strict=True)]  # normalised
         self._options = options or PredictSettings()
         window, multiple = self._options.window, model.backbone.multiple
         if window is not None and window % multiple:
@@ -73,15 +78,17 @@ class LSegSegmenter:
             images: uint8 RGB (H, W, 3); pictures of one size are computed together.
             labels: N label strings.
         """
-        vectors = self.text.embed(labels)
         if len({image.shape for image in images}) > 1:
             return [self.scores([image], labels)[0] for image in images]
-        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
+        return list(self._logits(np.stack(images), self.text.embed(labels)).float().cpu().numpy())
+
+    def _logits(self, images: np.ndarray, vectors: Tensor) -> Tensor:
+        """Logits (B, N, h, w), on the network's device, of uint8 RGB (B, H, W, 3)."""
+        vectors = vectors.to(self.device)
+        pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float() / 255
         if self._options.in_one_pass:
-            logits = self.model.score(self.model.embed((self._sized(pixels) - self._mean) / self._std), vectors)
-        else:
-            logits = torch.cat([self._summed((one - self._mean) / self._std, vectors) for one in pixels])
-        return list(logits.float().numpy())
+            return self.model.score(self.model.embed((self._sized(pixels) - self._mean) / self._std), vectors)
+        return torch.cat([self._summed((one - self._mean) / self._std, vectors) for one in pixels.split(1)])
 
     def _sized(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, H, W) at the size of the network's input."""
@@ -116,7 +123,7 @@ class LSegSegmenter:
             base_size=base_size,
             window=options.window,
             flip=options.flip,
-            black=(-self._mean / self._std).flatten().tolist(),
+            black=self._black,
             size=(-(-image.shape[-2] // 2), -(-image.shape[-1] // 2)),
             multiple=model.backbone.multiple,
         )
