@@ -18,18 +18,10 @@ from lexiseg.methods.lseg.loss import pixel_cross_entropy
 from lexiseg.methods.lseg.model import LSeg
 from lexiseg.methods.lseg.regularisation import ACTIVATIONS, SpatialRegularisation
 from lexiseg.segmentation import IGNORE_LABEL
+from parity.fixtures import close, part
 
 # "as lseg_b16_arch0" stands for the tiny ViT that the fixtures of one family share.
 TINY_HEADS = 4
-
-
-def close(actual: Tensor, expected: Tensor, tolerance: Mapping[str, float]) -> None:
-    torch.testing.assert_close(actual, expected, atol=tolerance.get("atol", 0.0), rtol=tolerance.get("rtol", 0.0))
-
-
-def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors below a prefix, without it."""
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def imported(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> LSeg:

@@ -157,8 +157,14 @@ def dense_embeddings(visual: nn.Module, images: Tensor) -> Tensor:
     return F.normalize(embedded, dim=-1).transpose(1, 2).reshape(len(images), -1, height, width)
 
 
-def vit_tokens(visual: VisionTransformer, images: Tensor) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
-    """Tokens before the first block for any image size, the attention mask if there is one, and the grid."""
+def vit_tokens(
+    visual: VisionTransformer, images: Tensor, *, antialias: bool = True
+) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
+    """Tokens before the first block for any image size, the attention mask if there is one, and the grid.
+
+    Where the grid is not the trained one, the positions of a ViT are resized bicubically. With `antialias` torch takes
+    another cubic (a = -0.5 instead of -0.75), also where the grid becomes larger.
+    """
     grid = visual.conv1(images)
     height, width = grid.shape[-2:]
     if isinstance(visual, TinyVision):
@@ -167,7 +173,7 @@ def vit_tokens(visual: VisionTransformer, images: Tensor) -> tuple[Tensor, Tenso
     positions = visual.positional_embedding
     if (height, width) != visual.grid_size:
         rest = positions[1:].view(*visual.grid_size, -1).permute(2, 0, 1)[None]
-        rest = F.interpolate(rest, size=(height, width), mode="bicubic", antialias=True)[0]
+        rest = F.interpolate(rest, size=(height, width), mode="bicubic", antialias=antialias)[0]
         positions = torch.cat([positions[:1], rest.flatten(1).T])
     tokens = grid.flatten(2).transpose(1, 2)
     classes = visual.class_embedding.expand(len(tokens), 1, -1).to(tokens)

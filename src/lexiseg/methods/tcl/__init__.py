@@ -1,0 +1,1 @@
+"""TCL: text-grounded contrastive learning from captions alone (Cha, Mun and Roh, CVPR 2023)."""

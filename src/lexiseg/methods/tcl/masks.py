@@ -1,0 +1,57 @@
+"""From similarities of pixels and texts to masks (paper section 3.2)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NORM_EPS = 1e-6  # of all L2 norms; so large because the authors compute them in float16
+
+
+def unit(x: Tensor, *, dim: int = -1) -> Tensor:
+    """x / max(|x|, 1e-6) along `dim`."""
+    return F.normalize(x, dim=dim, eps=NORM_EPS)
+
+
+def pixel_text_cosines(embedding: Tensor, text: Tensor) -> Tensor:
+    """Cosines (B, N, h, w) of dense embeddings (B, C, h, w) and text embeddings (N, C), neither of them normalised.
+
+    The norms divide the products, so that no second array of the size of the embeddings is made.
+    """
+    batch, channels, height, width = embedding.shape
+    flat = embedding.reshape(batch, channels, height * width)
+    norms = torch.linalg.vector_norm(flat, dim=1, keepdim=True).clamp(min=NORM_EPS)
+    return (unit(text) @ flat / norms).reshape(batch, len(text), height, width)
+
+
+class SimToMask(nn.Module):
+    """Soft and hard masks of cosines, by one learnable scale and bias: sigmoid(w s + b).
+
+    Args:
+        scale: initial w.
+        bias: initial b; with 10 and -2.5 a mask is at 0.5 where the cosine is 0.25.
+    """
+
+    def __init__(self, *, scale: float = 10.0, bias: float = -2.5) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(scale))
+        self.bias = nn.Parameter(torch.tensor(bias))
+
+    def forward(self, cosines: Tensor) -> Tensor:
+        """Logits of the masks, of the shape of `cosines`; their sigmoid is the soft mask."""
+        return self.scale * cosines + self.bias
+
+
+def hard_mask(logits: Tensor, noise: Tensor | None, *, temperature: float = 1.0) -> Tensor:
+    """A mask of zeros and ones, with the gradient of a soft one (two-class Gumbel-max, straight through).
+
+    Args:
+        logits: of the soft mask.
+        noise: uniform in (0, 1), of the same shape; None: no noise and no gradient, soft mask > 0.5.
+        temperature: of the soft mask that the gradient comes from.
+    """
+    if noise is None:
+        return (logits > 0).to(logits.dtype)
+    soft = ((logits + noise.logit()) / temperature).sigmoid()
+    return (soft > 0.5).to(soft.dtype) - soft.detach() + soft
