@@ -45,4 +45,4 @@ def test_a_gate_at_zero_learns():
     decoder(noise(1, 8, 3, 3)).pow(2).sum().backward()
     gates = [parameter.grad for name, parameter in decoder.named_parameters() if name.endswith("gate")]
     assert len(gates) == 2
-    assert all(gradient.abs() > 0 for gradient in gates)
+    assert all(gates)

@@ -25,8 +25,8 @@ POOL_EPS = 1e-6
 class _Gather(torch.autograd.Function):
     """All ranks' tensors, one behind the other.
 
-    torch.distributed.all_gather passes no gradient on; the one that does is deprecated, and with gloo its gradients were
-    not those of one process.
+    torch.distributed.all_gather passes no gradient on. The one that does is deprecated, and with gloo its gradients
+    were not those of one process.
     """
 
     @staticmethod
