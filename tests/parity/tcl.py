@@ -6,14 +6,21 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import open_clip
 import torch
 from torch import Tensor
 
 from lexiseg.encoders.clip import build_clip, value_path_block, vit_tokens
+from lexiseg.foreign import ForeignCheckpoint
 from lexiseg.layers.pamr import DILATIONS, local_std, pamr, pamr_affinity
+from lexiseg.methods.tcl.checkpoint import import_checkpoint, our_name
 from lexiseg.methods.tcl.decoder import ChannelNorm, GatedDecoder
 from lexiseg.methods.tcl.loss import area, feature_level, image_level, pooled, total_variation
-from lexiseg.methods.tcl.masks import SimToMask, hard_mask, unit
+from lexiseg.methods.tcl.masks import SimToMask, hard_mask, pixel_text_cosines, unit
+from lexiseg.methods.tcl.model import TCL
+from lexiseg.methods.tcl.module import losses
+from lexiseg.methods.tcl.refine import masks_of_pictures
+from lexiseg.methods.tcl.settings import LossSettings
 from parity.fixtures import close, part
 
 
@@ -187,7 +194,131 @@ def run_epsilons(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) 
     close(refined, tensors["pamr_flat.out"], tolerance)
 
 
+# ---- the whole model, through the importer that users have -------------------------------------------------------
+
+
+def model_of(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[TCL, Any]:
+    """Our network, and the CLIP it stands on, of a fixture's state dict."""
+    state = part(tensors, "state.")
+    imported = import_checkpoint(ForeignCheckpoint(file="fixture.pth", sha256="", tensors=state), {})
+    assert imported.unexpected == ()
+    assert imported.clip is not None
+    clip: Any = build_clip(clip_config(config["clip"]), source="the fixture")
+    clip.load_state_dict({name: value.float() for name, value in imported.clip.items()})
+    settings = imported.config["model"]
+    model = TCL(clip.visual, **{key: settings[key] for key in ("stages", "units", "kernel")})
+    assert model.load_state_dict(dict(imported.tensors), strict=False).unexpected_keys == []
+    return model, clip
+
+
+def losses_of(model: TCL, clip: Any, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weighted losses by their official names."""
+    settings = LossSettings(
+        image=config["tcl_w"],
+        feature=config["tcl_w"],
+        area=config["area_w"],
+        positive_prior=0.4,
+        negative_prior=0.0,
+        smooth=config["tv_w"],
+        mask_temperature=config["sim2mask"]["tau"],
+    )
+    with torch.no_grad():
+        text = clip.encode_text(tensors["text_tokens"])
+    own = torch.arange(len(text))
+    noise = tensors["uniform_noise"][own, own, None]
+    found = losses(model, tensors["image"], text, noise=noise, rank=0, settings=settings)
+    return {official: found[ours] for official, ours in OFFICIAL_LOSSES.items()}
+
+
+OFFICIAL_LOSSES = {
+    "tcli_loss": "image",
+    "tclf_loss": "feature",
+    "area_loss": "area_positive",
+    "neg_area_loss": "area_negative",
+    "tv_img_loss": "smooth_embedding",
+    "tv_mask_loss": "smooth_masks",
+}
+
+
+def run_forward(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+    """tcl_model_forward: what the frozen CLIP gives, the masks, and every loss."""
+    tolerance, config = description["tolerance"], description["config"]
+    model, clip = model_of(tensors, config)
+    images, count = tensors["image"], len(tensors["image"])
+    found = losses_of(model, clip, tensors, config)
+    for name, value in found.items():
+        close(value.detach(), tensors[f"ret.{name}"], tolerance)
+    close(torch.stack(list(found.values())).sum().detach(), tensors["total_loss"], tolerance)
+    with torch.inference_mode():
+        text = clip.encode_text(tensors["text_tokens"])
+        close(text, tensors["text_emb"], tolerance)
+        close(clip.visual(images), tensors["clip_global_emb"], tolerance)
+        tokens, grid = model._tokens(images)
+        close(tokens.transpose(0, 1), tensors["image_feat_LND"], tolerance)
+        last = value_path_block(model.visual.transformer.resblocks[-1], tokens)[:, 1:]
+        close(last.transpose(1, 2).unflatten(2, grid), tensors["clip_dense_prehead"], tolerance)
+        embedding = model.embed(images)
+        close(embedding, tensors["masker.image_emb"], tolerance)
+        logits = model.grounder.mask_logits(embedding, text)
+        soft, own = logits.sigmoid(), torch.eye(count, dtype=torch.bool)
+        close(soft, tensors["masker.soft_all"], tolerance)
+        close(hard_mask(logits, None)[own][:, None], tensors["masker.pos_deterministic"], tolerance)
+        close(soft[own][:, None], tensors["ret.mask"], tolerance)
+        close(soft[~own].reshape(count, count - 1, *soft.shape[2:]), tensors["ret.neg_mask"], tolerance)
+
+
+def run_gradients(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+    """tcl_model_grads: of the total loss, for all that the second phase trains."""
+    model, clip = model_of(tensors, description["config"])
+    torch.stack(list(losses_of(model, clip, tensors, description["config"]).values())).sum().backward()
+    expected = part(tensors, "grad.")
+    ours = {our_name(name): value for name, value in expected.items()}
+    assert None not in ours
+    trained = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    assert trained.keys() == ours.keys()
+    for name, value in ours.items():
+        gradient = trained[str(name)]
+        assert gradient is not None, name
+        close(gradient, value, description["tolerance"])
+
+
+@torch.inference_mode()
+def run_inference(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+    """tcl_inference: masks with and without PAMR and knowledge branch, of sides that fit the patches and do not."""
+    tolerance = description["tolerance"]
+    model, clip = model_of(tensors, description["config"])
+    texts = tensors["text_tokens"]
+    embedded = clip.encode_text(texts.flatten(0, 1)).unflatten(0, texts.shape[:2])
+    text = torch.nn.functional.normalize(embedded.mean(dim=1), dim=1)
+    close(text, tensors["text_embedding"], tolerance)
+    for tag in ("aligned", "padded"):
+        image = tensors[f"{tag}.image"]
+        for iterations in (0, 1):
+            for weight in (0.0, 0.3):
+                found = masks_of_pictures(
+                    model,
+                    image,
+                    tensors["text_embedding"],
+                    iterations=iterations * description["config"]["pamr"]["num_iter"],
+                    knowledge_weight=weight,
+                )
+                close(found, tensors[f"{tag}.mask_pamr{iterations}_kp{weight}"], tolerance)
+    cosines = pixel_text_cosines(model.embed(tensors["aligned.image"]), tensors["text_embedding"])
+    close(cosines, tensors["aligned.simmap"], tolerance)
+
+
+def run_tokenizer(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+    """tcl_tokenizer: captions as the official code cuts them."""
+    assert torch.equal(open_clip.SimpleTokenizer(context_length=77)(description["strings"]), tensors["tokens"])
+
+
+# Fixtures without weights of their own -> the one whose network they are of.
+NEEDS = {r"tcl_(model_grads|inference)(.*)": r"tcl_model_forward\2"}
 RUNNERS = {
+    r"tcl_model_forward.*": run_forward,
+    r"tcl_model_grads.*": run_gradients,
+    r"tcl_inference.*": run_inference,
+    r"tcl_tokenizer.*": run_tokenizer,
     r"tcl_pamr.*": run_pamr,
     r"tcl_decoder.*": run_decoder,
     r"tcl_losses.*": run_losses,

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from lexiseg.methods import METHODS
 from parity.lseg import RUNNERS as LSEG
+from parity.tcl import NEEDS
 from parity.tcl import RUNNERS as TCL
 
 FOLDER = Path(os.environ.get("LEXISEG_PARITY_DIR") or Path(__file__).parents[3] / "shared/parity")
@@ -30,6 +31,18 @@ def runner_of(name: str):
     return next((run for pattern, run in RUNNERS.items() if re.fullmatch(pattern, name)), None)
 
 
+def load_fixture(folder: Path, name: str):
+    """Tensors and description; those of the fixture it builds upon come along, where it has none of that name."""
+    tensors = load_file(folder / f"{name}.safetensors")
+    description = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    for pattern, other in NEEDS.items():
+        if match := re.fullmatch(pattern, name):
+            base, described = load_fixture(folder, match.expand(other))
+            tensors = {**base, **tensors}
+            description["config"] = {**described["config"], **description.get("config", {})}
+    return tensors, description
+
+
 @pytest.mark.parametrize("name", NAMES or [None])
 def test_fixture(name, record_property):
     if name is None:
@@ -41,5 +54,4 @@ def test_fixture(name, record_property):
         pytest.skip(f"{name}: the method {method} is not there yet")
     if run is None:
         pytest.fail(f"no runner for the fixture {name}")
-    description = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
-    run(load_file(FOLDER / f"{name}.safetensors"), description)
+    run(*load_fixture(FOLDER, name))

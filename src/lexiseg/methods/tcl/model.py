@@ -70,6 +70,13 @@ class TCL(nn.Module):
         masks = F.interpolate(hard_mask(logits, noise, temperature=temperature), size=images.shape[-2:], mode="nearest")
         return self.visual(images * masks)
 
+    def grid(self, images: Tensor) -> tuple[int, int]:
+        """The mask grid (h, w) of images (b, 3, H, W)."""
+        finer = 2 ** len(self.grounder.decoder.stages)
+        return tuple(
+            side // patch * finer for side, patch in zip(images.shape[-2:], self.visual.patch_size, strict=True)
+        )  # type: ignore[return-value]
+
     @torch.no_grad()
     def _tokens(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Tokens (b, 1 + cells, D) before the last block, and the grid of cells."""

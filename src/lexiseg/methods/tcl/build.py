@@ -1,0 +1,90 @@
+"""TCL from and to folders: the learned weights, beside the CLIP that they belong to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+
+from lexiseg.encoders.clip import FrozenClip, load_clip
+from lexiseg.errors import ModelError
+from lexiseg.methods.tcl.model import TCL
+from lexiseg.methods.tcl.settings import ModelSettings
+from lexiseg.settings import parse
+from lexiseg.storage import load_tensors, read_json, save_tensors, write_json
+
+FROZEN = "visual."  # tensors of the CLIP, which is kept in a folder of its own
+
+
+def new_model(encode: Path, settings: ModelSettings) -> tuple[TCL, FrozenClip, dict[str, Any]]:
+    """A model ready for training, its CLIP, and the config that describes it.
+
+    Args:
+        encode: the encode folder, with a CLIP in it.
+        settings: `tcl.model`.
+
+    Raises:
+        ModelError: there is no CLIP, or its image tower is no ViT.
+    """
+    clip = load_clip(encode / "clip")
+    config: dict[str, Any] = {"method": "tcl", "model": settings.model_dump(mode="json"), "text_dim": clip.dim}
+    config["backbone"] = {"source": "clip", "licence": clip.licence}
+    imagenet = settings.statistics == "imagenet"
+    config["mean"] = list(IMAGENET_DEFAULT_MEAN if imagenet else clip.mean)
+    config["std"] = list(IMAGENET_DEFAULT_STD if imagenet else clip.std)
+    return build_model(config, clip), clip, config
+
+
+def build_model(config: dict[str, Any], clip: FrozenClip) -> TCL:
+    """The network of a model.json on its CLIP, as it is before training.
+
+    Raises:
+        ModelError: the image tower is no ViT, or of another CLIP.
+    """
+    _ = clip.patch_size  # raises where the tower is no ViT
+    if clip.dim != config["text_dim"]:
+        raise ModelError(
+            found=f"a CLIP of {clip.dim} channels for a grounder of {config['text_dim']}",
+            allowed="the CLIP that the grounder was trained on",
+            fix="name the folder that has it",
+        )
+    settings = parse(config["model"], ModelSettings, source="model.json")
+    grounder = settings.model_dump(exclude={"temperature", "statistics"})
+    return TCL(clip.model.visual, temperature=settings.temperature, **grounder)
+
+
+def learned(model: TCL) -> dict[str, Tensor]:
+    """All tensors but those of the frozen tower."""
+    return {name: value for name, value in model.state_dict().items() if not name.startswith(FROZEN)}
+
+
+def save_model(folder: Path, model: TCL, config: dict[str, Any]) -> None:
+    """Write model.safetensors, with what was learned, and model.json."""
+    save_tensors(folder / "model.safetensors", learned(model))
+    write_json(folder / "model.json", config)
+
+
+def load_model(folder: Path, *, clip: Path) -> tuple[TCL, dict[str, Any]]:
+    """Read what `save_model` wrote, in evaluation mode.
+
+    Args:
+        folder: with model.json and model.safetensors.
+        clip: folder of the CLIP.
+
+    Raises:
+        ModelError: missing or damaged files, or weights of another network.
+    """
+    config = read_json(folder / "model.json")
+    model = build_model(config, load_clip(clip))
+    tensors = load_tensors(folder / "model.safetensors")
+    if tensors.keys() != learned(model).keys():
+        differing = sorted(tensors.keys() ^ learned(model).keys())
+        raise ModelError(
+            found=f"{folder / 'model.safetensors'} does not fit model.json: {', '.join(differing[:3])}",
+            allowed="the two files that one training wrote",
+            fix="copy the whole model folder again",
+        )
+    model.load_state_dict(tensors, strict=False)
+    return model.eval(), config

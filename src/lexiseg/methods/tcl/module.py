@@ -1,0 +1,114 @@
+"""TCL's training: two phases, and the optimiser groups and schedule of the official code."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from lexiseg.methods.tcl.build import FROZEN
+from lexiseg.methods.tcl.loss import area, feature_level, gather, image_level, total_variation
+from lexiseg.methods.tcl.model import TCL
+from lexiseg.methods.tcl.settings import LossSettings, TrainSettings
+
+START = 1e-4  # share of the learning rate that the warm-up begins with
+
+
+def losses(
+    model: TCL, images: Tensor, text: Tensor, *, noise: Tensor, rank: int, settings: LossSettings
+) -> dict[str, Tensor]:
+    """All losses of one batch, weighted; their sum is what is trained on.
+
+    Letters: b images of this rank, B texts of all ranks, C channels, h x w the mask grid.
+
+    Args:
+        model: the network.
+        images: normalised, (b, 3, H, W).
+        text: CLIP's embeddings of all captions, not normalised, (B, C).
+        noise: uniform in (0, 1), of the hard masks of each image's own text, (b, 1, h, w).
+        rank: of this process: its images belong to the texts from rank * b on.
+        settings: `tcl.loss`.
+
+    Returns:
+        image (TCL_v), feature (TCL_f), area_positive, area_negative, smooth_masks, smooth_embedding. A loss of weight
+        0 is not computed.
+    """
+    embedding = model.embed(images)
+    logits = model.grounder.mask_logits(embedding, text)
+    masks = logits.sigmoid()
+    found: dict[str, Tensor] = {}
+    if settings.image:
+        own = torch.arange(len(images), device=images.device)
+        own_logits = logits[own, rank * len(images) + own, None]
+        masked = model.embed_masked(images, own_logits, noise, temperature=settings.mask_temperature)
+        found["image"] = settings.image * image_level(masked, text, model.image_log_scale)
+    if settings.feature:
+        found["feature"] = settings.feature * feature_level(masks, embedding, text, model.feature_log_scale)
+    if settings.area:
+        priors = {"positive": settings.positive_prior, "negative": settings.negative_prior}
+        positive, negative = area(masks, rank=rank, **priors)
+        found |= {"area_positive": settings.area * positive, "area_negative": settings.area * negative}
+    if settings.smooth:
+        found["smooth_masks"] = settings.smooth * total_variation(masks)
+        found["smooth_embedding"] = settings.smooth * total_variation(embedding)
+    return found
+
+
+class TCLTraining(L.LightningModule):
+    """Trains the grounder and the two temperatures; CLIP stays as it is.
+
+    Args:
+        model: the network.
+        text: token ids (b, L) -> embeddings (b, C), not normalised; frozen.
+        train: `tcl.train`.
+        loss: `tcl.loss`.
+    """
+
+    def __init__(self, model: TCL, *, text: torch.nn.Module, train: TrainSettings, loss: LossSettings) -> None:
+        super().__init__()
+        self.model, self.settings, self.loss = model, train, loss
+        self.text = text.eval().requires_grad_(False)
+
+    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
+        # In the first phase the last block is CLIP's own.
+        self.model.grounder.block.requires_grad_(batch["step"] >= self.settings.decoder_steps)
+        images = batch["image"]
+        with torch.no_grad():
+            text = gather(self.text(batch["tokens"]))
+        cells = self.model.grid(images)
+        noise = torch.rand(len(images), 1, *cells, device=images.device)
+        found = losses(self.model, images, text, noise=noise, rank=self.global_rank, settings=self.loss)
+        loss = torch.stack(list(found.values())).sum()
+        self.log_dict({"loss": loss, **found})
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """AdamW; the block of the second phase is among its parameters from the start, without gradients until then."""
+        settings = self.settings
+        trained = [p for name, p in self.model.named_parameters() if not name.startswith(FROZEN)]
+        # As in the official code: vectors do not decay, single numbers (gates, scales, the mask's bias) do.
+        groups = [
+            {"params": [p for p in trained if p.ndim != 1], "weight_decay": settings.weight_decay},
+            {"params": [p for p in trained if p.ndim == 1], "weight_decay": 0.0},
+        ]
+        optimiser = torch.optim.AdamW(groups, lr=settings.lr * self.rate_factor, betas=(0.9, 0.999), eps=1e-6)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, self.lr_factor)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @property
+    def rate_factor(self) -> float:
+        """What the rates of the settings are multiplied by: the global batch over `lr_batch`."""
+        settings = self.settings
+        return settings.batch / settings.lr_batch if settings.lr_batch else 1.0
+
+    def lr_factor(self, step: int) -> float:
+        """Factor on the rate at a step: linear warm-up, then a cosine down to `min_lr`."""
+        settings = self.settings
+        if step < settings.warmup:
+            return START + (1 - START) * step / settings.warmup
+        done = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
+        floor = settings.min_lr / settings.lr
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))

@@ -1,0 +1,155 @@
+"""TCL's training: phases, optimiser groups and schedule of the official recipe."""
+
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from helpers.tiny import tiny_clip
+from torch import nn
+
+from lexiseg.encoders.clip import build_clip
+from lexiseg.errors import SettingsError
+from lexiseg.methods.tcl.model import TCL
+from lexiseg.methods.tcl.module import TCLTraining, losses
+from lexiseg.methods.tcl.settings import LossSettings, ModelSettings, TrainSettings
+from lexiseg.settings import parse
+from lexiseg.training import fit
+
+PAPER: dict[str, Any] = {
+    "steps": 50_000,
+    "decoder_steps": 30_000,
+    "lr": 3e-4,
+    "min_lr": 4e-5,
+    "lr_batch": 4096,
+    "warmup": 15_000,
+    "weight_decay": 0.05,
+    "clip_gradient": 5.0,
+    "batch": 1024,
+}
+LOSS: dict[str, Any] = {
+    "image": 0.1,
+    "feature": 0.1,
+    "area": 0.4,
+    "positive_prior": 0.4,
+    "negative_prior": 0.0,
+    "smooth": 1.0,
+    "mask_temperature": 1.0,
+}
+
+
+def training(visual=None, text=None, **changes):
+    model = TCL(visual or tiny_clip()[0].visual)
+    return TCLTraining(
+        model,
+        text=text or nn.Identity(),
+        train=TrainSettings(**{**PAPER, **changes}),
+        loss=LossSettings(**LOSS),
+    )
+
+
+def vit_b_16():
+    with torch.device("meta"):
+        return build_clip({"kind": "open_clip", "model": open_clip.get_model_config("ViT-B-16")}, source="").visual
+
+
+def test_the_parameters_of_both_phases_are_the_published_ones():
+    model = TCL(vit_b_16())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    block = sum(p.numel() for p in model.grounder.block.parameters())
+    assert (trained - block, trained) == (21_637_640, 28_725_512)
+
+
+def test_what_decays():
+    module = training(vit_b_16())
+    decaying, still = (group["params"] for group in module.configure_optimizers()["optimizer"].param_groups)
+    assert {p.ndim for p in still} == {1}
+    assert {p.ndim for p in decaying} == {0, 2, 4}
+    assert sum(p.ndim == 0 for p in decaying) == 8  # four gates, the mask's scale and bias, two temperatures
+    assert len(decaying) + len(still) == sum(p.requires_grad for p in module.model.parameters())
+
+
+def test_the_schedule():
+    module = training()
+    optimiser = module.configure_optimizers()["optimizer"]
+    assert optimiser.defaults["lr"] == pytest.approx(7.5e-5)
+    assert optimiser.defaults["eps"] == 1e-6
+    rate = [7.5e-5 * module.lr_factor(step) for step in (0, 7_500, 15_000, 32_500, 50_000)]
+    assert rate == pytest.approx([7.5e-9, (7.5e-9 + 7.5e-5) / 2, 7.5e-5, (7.5e-5 + 1e-5) / 2, 1e-5])
+
+
+class Words(nn.Module):
+    """Text embeddings that are looked up."""
+
+    def __init__(self):
+        super().__init__()
+        self.vectors = nn.Embedding(8, 24)
+
+    def forward(self, ids):
+        return self.vectors(ids[:, 0])
+
+
+def batch(step):
+    rng = torch.Generator().manual_seed(step)
+    return {
+        "image": torch.randn(4, 3, 16, 16, generator=rng),
+        "tokens": torch.randint(0, 8, (4, 5), generator=rng),
+        "step": step,
+    }
+
+
+def trained(**changes):
+    torch.manual_seed(0)
+    recipe = {"steps": 6, "decoder_steps": 3, "lr": 0.01, "min_lr": 0.0, "lr_batch": None, "warmup": 1, "batch": 4}
+    module = training(text=Words(), **{**recipe, **changes})
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    curve = fit(module, batch=batch, steps=changes.pop("run", 6), seed=0, gradient_clip=5.0)
+    changed = {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
+    return module, changed, curve
+
+
+def test_the_last_block_learns_in_the_second_phase_alone():
+    _, first, _ = trained(decoder_steps=6)
+    assert not any(name.startswith("model.grounder.block.") for name in first)
+    _, both, _ = trained()
+    assert any(name.startswith("model.grounder.block.") for name in both)
+    for changed in (first, both):
+        assert {"model.grounder.proj", "model.grounder.sim_to_mask.bias", "model.feature_log_scale"} <= changed
+        assert not any(name.startswith(("model.visual.", "text.")) for name in changed)
+
+
+def test_the_curve_names_every_loss():
+    _, _, curve = trained()
+    names = {"image", "feature", "area_positive", "area_negative", "smooth_masks", "smooth_embedding"}
+    for row in curve:
+        assert row.keys() == {"step", "loss", *names}
+        assert row["loss"] == pytest.approx(sum(row[name] for name in names), rel=1e-5)
+
+
+def test_twice_gives_the_same():
+    first, second = trained()[0].state_dict(), trained()[0].state_dict()
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+@pytest.mark.parametrize("left_out", ["image", "feature", "area", "smooth"])
+def test_a_loss_of_weight_zero_is_left_out(left_out):
+    model, rng = TCL(tiny_clip()[0].visual), torch.Generator().manual_seed(0)
+    found = losses(
+        model,
+        torch.randn(3, 3, 16, 16, generator=rng),
+        torch.randn(3, 24, generator=rng),
+        noise=torch.rand(3, 1, 8, 8, generator=rng),
+        rank=0,
+        settings=LossSettings(**{**LOSS, left_out: 0.0}),
+    )
+    assert not any(name.startswith(left_out) for name in found)
+    assert len(found) == 6 - (2 if left_out in ("area", "smooth") else 1)
+    assert all(torch.isfinite(value) for value in found.values())
+
+
+def test_settings_that_make_no_sense():
+    with pytest.raises(SettingsError, match="loss"):
+        parse({**LOSS, "image": 0.0, "feature": 0.0, "area": 0.0, "smooth": 0.0}, LossSettings, source="the loss")
+    model = {"stages": 2, "units": 2, "kernel": 4, "gate": 0.0, "scale": 10.0, "bias": -2.5, "temperature": 0.07}
+    with pytest.raises(SettingsError, match="model"):
+        parse({**model, "statistics": "clip"}, ModelSettings, source="the model")
