@@ -1,7 +1,8 @@
-"""LSeg computed as its paper and code write it down, with the weights of a model folder: the peer of the benchmarks.
+"""What the papers and their code write down, computed as it stands there: the peers of the benchmarks.
 
-Every pixel embedding is made, normalised and multiplied with the label vectors, all logits are brought to the size of
-the picture, and the best label is taken from those. Letters in shapes as in `lexiseg.methods.lseg.model`.
+LSeg, with the weights of a model folder: every pixel embedding is made, normalised and multiplied with the label
+vectors, all logits are brought to the size of the picture, and the best label is taken from those. Letters in shapes as
+in `lexiseg.methods.lseg.model`. PAMR: the neighbourhoods of all pixels are unfolded, in every iteration.
 """
 
 from __future__ import annotations
@@ -80,3 +81,25 @@ class PlainSegmenter:
         if size != list(pixels.shape[-2:]):
             pixels = F.interpolate(pixels, size=size, mode="bilinear", align_corners=True)
         return (pixels - self.mean) / self.std
+
+
+def plain_pamr(image: Tensor, masks: Tensor, *, iterations: int, dilations: Sequence[int]) -> Tensor:
+    """PAMR of masks (B, N, H, W) by a picture (B, 3, H, W), with all neighbourhoods (B, N, P, H, W) in memory."""
+    windows = _windows(image, dilations)
+    spread = torch.cat(windows, dim=2).std(dim=2, keepdim=True)
+    likeness = -((_neighbours(windows) - image[:, :, None]).abs() / (1e-8 + 0.1 * spread)).mean(dim=1)
+    weights = likeness.softmax(dim=1)[:, None]
+    for _ in range(iterations):
+        masks = (_neighbours(_windows(masks, dilations)) * weights).sum(dim=2)
+    return masks
+
+
+def _windows(x: Tensor, dilations: Sequence[int]) -> list[Tensor]:
+    """The 3 x 3 windows (B, C, 9, H, W) around each pixel, per dilation."""
+    unfolded = (F.unfold(F.pad(x, (d,) * 4, mode="replicate"), 3, dilation=d) for d in dilations)
+    return [part.view(*x.shape[:2], 9, *x.shape[2:]) for part in unfolded]
+
+
+def _neighbours(windows: Sequence[Tensor]) -> Tensor:
+    """The windows without their centres: (B, C, P, H, W)."""
+    return torch.cat([torch.cat([part[:, :, :4], part[:, :, 5:]], dim=2) for part in windows], dim=2)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from helpers.tiny import open_clip_model
 
-from benchmarks import harness, lseg_inference, lseg_memory, lseg_training, metrics, networks, plain
+from benchmarks import harness, lseg_inference, lseg_memory, lseg_training, metrics, networks, pamr, plain
 from lexiseg.storage import read_json
 
 ROOT = Path(__file__).parents[1]
@@ -308,3 +308,18 @@ def test_a_result_file_says_how_it_was_measured(file):
         precision = file.stem.rpartition("-")[2]
         assert file.name == harness.file_name(result["benchmark"], made, precision=precision)
         assert made["threads"] >= 1
+
+
+def test_pamr(tmp_path):
+    pamr.main(["--classes", "3", "--side", "32", "--repeats", "1", "--threads", "1", "--out", str(tmp_path)])
+    path, result = only_result(tmp_path)
+    assert path.name.startswith("pamr-")
+    (row,) = result["rows"]
+    assert set(row["seconds"]) == set(row["memory"]) == set(pamr.CANDIDATES)
+    assert row["largest_difference"] < pamr.TOLERANCE
+
+
+def test_pamr_compares_before_it_times(monkeypatch):
+    monkeypatch.setitem(pamr.CANDIDATES, "plain, one by one", lambda image, masks: masks)
+    with pytest.raises(AssertionError, match="the masks differ"):
+        pamr.main(["--classes", "2", "--side", "32"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import open_clip
 import pytest
@@ -11,13 +12,14 @@ import torch.nn.functional as F
 from helpers.official_tcl import CLIP, LOSSES, Official, random_state
 from safetensors.torch import save_file
 
+from benchmarks.plain import plain_pamr
 from parity.fixtures import part
 from parity.tcl import RUNNERS
 from parity.test_parity import load_fixture, runner_of
 
 TOLERANCE = {"rtol": 1e-3, "atol": 2e-5}
 CONFIG = {"clip": CLIP, **LOSSES, "sim2mask": {"init_w": 8.0, "init_b": -0.5, "tau": 1.0}, "world_size": 1}
-PAMR = {"num_iter": 10, "dilations": [1, 2, 4, 8, 12, 24]}
+PAMR: dict[str, Any] = {"num_iter": 10, "dilations": [1, 2, 4, 8, 12, 24]}
 
 
 def ids_of(count, *, seed):
@@ -72,28 +74,6 @@ def gradient_fixture():
     return tensors, {**description, "tolerance": {"rtol": 2e-3, "atol": 2e-5}}
 
 
-def plain_pamr(image, mask):
-    """The definition by unfolded neighbourhoods."""
-
-    def around(x):
-        parts = []
-        for dilation in PAMR["dilations"]:
-            padded = F.pad(x, (dilation,) * 4, mode="replicate")
-            parts.append(F.unfold(padded, 3, dilation=dilation).view(*x.shape[:2], 9, *x.shape[2:]))
-        return parts
-
-    def outer(parts):
-        return torch.cat([torch.cat([p[:, :, :4], p[:, :, 5:]], dim=2) for p in parts], dim=2)
-
-    windows = around(image)
-    spread = torch.cat(windows, dim=2).std(dim=2, keepdim=True)
-    likeness = -((outer(windows) - image[:, :, None]).abs() / (1e-8 + 0.1 * spread)).mean(dim=1)
-    weight = likeness.softmax(dim=1)[:, None]
-    for _ in range(PAMR["num_iter"]):
-        mask = (outer(around(mask)) * weight).sum(dim=2)
-    return mask
-
-
 def inference_fixture():
     tensors, description = forward_fixture()
     official, rng = Official(part(tensors, "state.")), torch.Generator().manual_seed(4)
@@ -113,7 +93,8 @@ def inference_fixture():
             known = F.interpolate(known, size=soft.shape[2:], mode="bilinear", align_corners=False)
             guide = F.interpolate(padded, size=soft.shape[2:], mode="bilinear", align_corners=True)
             tensors |= {f"{tag}.image": image, f"{tag}.simmap": cosines}
-            for refined, mask in enumerate((soft, plain_pamr(guide, soft))):
+            drawn = plain_pamr(guide, soft, iterations=PAMR["num_iter"], dilations=PAMR["dilations"])
+            for refined, mask in enumerate((soft, drawn)):
                 for weight in (0.0, 0.3):
                     mixed = weight * known + (1 - weight) * mask
                     whole = F.interpolate(mixed, size=padded.shape[2:], mode="bilinear", align_corners=False)
