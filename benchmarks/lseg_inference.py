@@ -7,7 +7,7 @@ picture, and takes the best label from them. Another peer is given the text vect
 what keeping text vectors saves, what lies between it and lexiseg is the rest. Everything is float32 and has the same
 random weights; that the label maps agree is checked before anything is timed.
 
-lexiseg takes a GPU where there is one; CUDA_VISIBLE_DEVICES= hides it. The peers compute where --device says.
+lexiseg takes a GPU where there is one; CUDA_VISIBLE_DEVICES= hides it for a run with --device cpu.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 import lexiseg
 
@@ -57,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     given = parser.parse_args(argv)
     use_threads(given.threads)
+    if (given.device == "cuda") != torch.cuda.is_available():
+        sys.exit("lexiseg takes a GPU where there is one: --device cuda there, else hide it by CUDA_VISIBLE_DEVICES=")
     rows = []
     height, width = given.size
     image = picture(height=height, width=width)

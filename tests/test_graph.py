@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 # Imported by stages and declared by none: a change in them does not change what a stage writes.
 PLUMBING = {
     "lexiseg": "the version, and names for `import lexiseg`",
-    "lexiseg.device": "picks one of the devices that the machine has",
+    "lexiseg.device": "picks one of the machine's devices; like the processor, it is in no fingerprint",
     "lexiseg.errors": "the form of messages",
     "lexiseg.methods": "the registry; what it refers to is followed below",
     "lexiseg.settings": "the values themselves are parameters of the stage",

@@ -86,6 +86,9 @@ def test_weights_lie_in_the_main_checkout(tmp_path, monkeypatch):
     assert resolve_weights("weights/a.pt") == root / "weights/a.pt"
     assert resolve_weights("/models/a.pt") == Path("/models/a.pt")
     assert setting_path(root / "models/demo") == "models/demo"
+    assert setting_path(root / "demo") == "./demo"
+    (root / "linked").symlink_to(tmp_path)
+    assert setting_path(root / "linked/demo") == "linked/demo"
     assert setting_path(copy / "models/demo") == ".dvc/tmp/exps/standalone/tmpabc/models/demo"
     assert setting_path(tmp_path / "demo") == str(tmp_path / "demo")
     monkeypatch.chdir(tmp_path)

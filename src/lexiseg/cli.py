@@ -170,9 +170,12 @@ def import_(
     from lexiseg.errors import SettingsError
     from lexiseg.importing import import_model
     from lexiseg.profiles import check_new_profile, save_profile
+    from lexiseg.settings import override
+    from lexiseg.stages.settings import parse_settings, read_values
 
-    if profile is not None:
-        check_new_profile(require_root(), profile)  # before the minutes that a large checkpoint takes
+    if profile is not None:  # before the minutes that a large checkpoint takes
+        check_new_profile(require_root(), profile)
+        parse_settings(read_values(require_root()))
     options = {}
     for pair in set_ or ():
         key, _, value = pair.partition("=")
@@ -194,6 +197,13 @@ def import_(
     print("\n".join(report.lines()))
     print(f'try it: lexiseg predict photo.jpg --labels "dog, grass, other" --model {report.folder} --out predictions')
     if profile is not None:
+        if report.settings is None:
+            raise SettingsError(
+                found=f"a text side in {report.folder} that is no CLIP with a ViT: no profile was saved",
+                allowed="a model whose CLIP can be the graph's, with its dense embeddings as the baseline",
+                fix="set `lseg.model.init`, its sha256, `encode.text` and `baselines` in params.yaml by hand",
+            )
+        parse_settings(override(read_values(require_root()), report.settings))
         save_profile(require_root(), profile, changes=report.settings)
         print(f"using the profile {profile}: `dvc repro` evaluates the model on the data set in params.yaml")
 

@@ -118,7 +118,9 @@ def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             parts = archive.infolist()
-    except zipfile.BadZipFile:  # the format before torch 1.6, or damaged: torch.load tells
+    except OSError:
+        raise
+    except Exception:  # the format before torch 1.6, or damaged in nearly any way: torch.load tells
         return
     if any(part.filename.endswith("/constants.pkl") for part in parts):
         raise ModelError(

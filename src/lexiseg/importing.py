@@ -30,7 +30,8 @@ class ImportReport:
         unexpected: names that the importer does not know.
         unread: classes in the file whose objects were read as plain tables.
         text: where the label vectors come from.
-        settings: changes of params.yaml with which the graph evaluates the model as it is, nested.
+        settings: changes of params.yaml with which the graph evaluates the model as it is, nested; None where the text
+            side is no CLIP with a ViT.
     """
 
     folder: Path
@@ -39,7 +40,7 @@ class ImportReport:
     unexpected: tuple[str, ...]
     unread: tuple[str, ...]
     text: str
-    settings: Mapping[str, Any]
+    settings: Mapping[str, Any] | None
 
     def lines(self) -> list[str]:
         """The report in words, a line per fact."""
@@ -127,20 +128,25 @@ def import_model(
     )
 
 
-def _graph_settings(method: str, folder: Path, *, config: Mapping[str, Any]) -> dict[str, Any]:
+def _graph_settings(method: str, folder: Path, *, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    clip_file = folder / "clip" / "clip.json"
+    # A ResNet has a list of layers. No baseline can read it, and no other text side can be named by the folder.
+    if not clip_file.is_file() or isinstance(read_json(clip_file)["model"].get("vision_cfg", {}).get("layers"), list):
+        return None
     place, start = setting_path(folder), {"sha256": model_identity(folder)}
     own = {"model": {**config["model"], "init": place, **start}, "train": {"steps": 0, "epochs": None}}
-    settings = {method: own | {key: config[key] for key in ("predict",) if key in config}}
-    text = read_json(folder / "text" / "text.json")
-    if text["source"] != "clip":
-        return settings
-    # The CLIP in the folder is the graph's then, and its own dense embeddings the baseline.
-    templates = "bare" if text["templates"] == ["{}"] else "vocabulary"
-    clip = {"source": "model", "model": None, "weights": place, "licence": None, **start}
+    templates = read_json(folder / "text" / "text.json")["templates"]
+    clip = dict.fromkeys(("model", "licence"))
+    backbone = dict.fromkeys(("name", "weights", "sha256", "licence", "mean", "std"))
     return {
-        "encode": {"clip": clip, "text": {"source": "clip", "templates": templates}},
+        # The CLIP in the folder is the graph's then, and its own dense embeddings are the baseline.
+        "encode": {
+            "clip": {"source": "model", "weights": place, **start, **clip},
+            "text": {"source": "clip", "templates": "bare" if templates == ["{}"] else "vocabulary"},
+            "backbone": {"source": "clip", **backbone},
+        },
         "baselines": ["maskclip"],
-        **settings,
+        method: own | {key: config[key] for key in ("predict",) if key in config},
     }
 
 

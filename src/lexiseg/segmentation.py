@@ -157,7 +157,8 @@ class Segmentation:
             LabelError: see `check_labels`.
         """
         tensor = torch.as_tensor(scores).detach().float()
-        label_map = upsample_argmax(tensor[None].to(best_device()), height=height, width=width)[0]
+        device = tensor.device if isinstance(scores, torch.Tensor) else best_device()
+        label_map = upsample_argmax(tensor[None].to(device), height=height, width=width)[0]
         return cls(
             labels=check_labels(labels),
             label_map=label_map.cpu().numpy(),

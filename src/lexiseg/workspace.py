@@ -71,8 +71,11 @@ def setting_path(path: Path) -> str:
     """How the settings name a file or folder: what `resolve_weights` finds again."""
     root = find_root()
     owner = None if root is None else main_checkout(root)
-    path = path.resolve()
-    return str(path.relative_to(owner)) if owner and path.is_relative_to(owner) else str(path)
+    path = Path(os.path.abspath(path))  # not resolved: models/ may be a link to a larger disk
+    if owner is None or not path.is_relative_to(owner):
+        return str(path)
+    inside = str(path.relative_to(owner))
+    return inside if "/" in inside else f"./{inside}"  # by its slash, the settings tell a path from a word
 
 
 def resolve_model(path: str, *, sha256: str | None, setting: str) -> Path:
@@ -103,5 +106,7 @@ def resolve_model(path: str, *, sha256: str | None, setting: str) -> Path:
 
 
 def model_identity(folder: Path) -> str:
-    """One sha256 over the names and contents of all files in a model folder."""
-    return sha256_of_json(hash_tree(folder))
+    """One sha256 over what a model folder computes with: config, weights and text side, but not its card."""
+    hashes = hash_tree(folder)
+    parts = ("model.json", "model.safetensors", "clip/", "text/")
+    return sha256_of_json({name: value for name, value in hashes.items() if name.startswith(parts)})

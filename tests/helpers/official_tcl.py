@@ -85,7 +85,6 @@ def random_state(*, seed: int = 0, clip: bool = True) -> dict[str, Tensor]:
     put(f"{text}.token_embedding.weight", CLIP["vocab_size"], words, scale=0.5)
     put(f"{text}.positional_embedding", CLIP["context_length"], words, scale=0.1)
     put(f"{text}.text_projection", words, channels, scale=words**-0.5)
-    put(f"{text}.logit_scale", scale=0.1)
     for layer in range(CLIP["transformer_layers"]):
         block(f"{text}.transformer.resblocks.{layer}", words)
     norm(f"{text}.ln_final", words)

@@ -86,6 +86,13 @@ def test_flat_areas_are_smoothed_and_give_no_nan():
     assert refined[0, 0, 4, 4] == 0  # the centre has no weight of its own
 
 
+def test_half_precision():
+    image, mask = torch.ones(1, 3, 9, 9, dtype=torch.float16), torch.rand(1, 1, 9, 9).half()
+    refined = pamr(image, mask, iterations=2)
+    assert refined.dtype == torch.float16
+    assert torch.isfinite(refined).all()
+
+
 def test_a_mask_follows_an_edge():
     # Left half dark, right half bright; the mask ends two pixels beside the edge.
     image = torch.zeros(1, 3, 16, 32)

@@ -19,7 +19,7 @@ from lexiseg.methods.tcl.loss import area, feature_level, image_level, pooled, t
 from lexiseg.methods.tcl.masks import SimToMask, hard_mask, pixel_text_cosines, unit
 from lexiseg.methods.tcl.model import TCL
 from lexiseg.methods.tcl.module import losses
-from lexiseg.methods.tcl.refine import masks_of_pictures
+from lexiseg.methods.tcl.refine import masks_of_pictures, pad_to_patches
 from lexiseg.methods.tcl.settings import LossSettings
 from parity.fixtures import close, part
 
@@ -253,7 +253,7 @@ def run_forward(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -
         text = clip.encode_text(tensors["text_tokens"])
         close(text, tensors["text_emb"], tolerance)
         close(clip.visual(images), tensors["clip_global_emb"], tolerance)
-        tokens, grid = model._tokens(images)
+        tokens, grid = model.tokens(images)
         close(tokens.transpose(0, 1), tensors["image_feat_LND"], tolerance)
         last = value_path_block(model.visual.transformer.resblocks[-1], tokens)[:, 1:]
         close(last.transpose(1, 2).unflatten(2, grid), tensors["clip_dense_prehead"], tolerance)
@@ -293,6 +293,9 @@ def run_inference(tensors: Mapping[str, Tensor], description: Mapping[str, Any])
     close(text, tensors["text_embedding"], tolerance)
     for tag in ("aligned", "padded"):
         image = tensors[f"{tag}.image"]
+        padded, _ = pad_to_patches(image, model.visual.patch_size)
+        cosines = pixel_text_cosines(model.embed(padded), tensors["text_embedding"])
+        close(cosines, tensors[f"{tag}.simmap"], tolerance)
         for iterations in (0, 1):
             for weight in (0.0, 0.3):
                 found = masks_of_pictures(
@@ -303,8 +306,6 @@ def run_inference(tensors: Mapping[str, Tensor], description: Mapping[str, Any])
                     knowledge_weight=weight,
                 )
                 close(found, tensors[f"{tag}.mask_pamr{iterations}_kp{weight}"], tolerance)
-    cosines = pixel_text_cosines(model.embed(tensors["aligned.image"]), tensors["text_embedding"])
-    close(cosines, tensors["aligned.simmap"], tolerance)
 
 
 def run_tokenizer(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:

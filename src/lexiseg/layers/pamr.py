@@ -36,7 +36,7 @@ def pamr(image: Tensor, masks: Tensor, *, iterations: int = 10, dilations: Seque
         masks = F.interpolate(masks, size=image.shape[-2:], mode="bilinear", align_corners=True)
     if iterations == 0:
         return masks
-    weights = pamr_affinity(image, dilations=dilations)
+    weights = pamr_affinity(image, dilations=dilations).to(masks.dtype)
     # A few masks through all iterations stay in the cache of a CPU; a GPU is better used by all at once.
     together = max(1, _CACHED_VALUES // image[:, 0].numel()) if image.device.type == "cpu" else masks.shape[1]
     refined = []
@@ -52,6 +52,8 @@ def pamr_affinity(image: Tensor, *, dilations: Sequence[int] = DILATIONS) -> Ten
 
     Neighbours are in the order of `dilations`, those of one row by row; beyond the border is the nearest pixel.
     """
+    if image.dtype in (torch.float16, torch.bfloat16):  # where 1e-8 would be nothing
+        image = image.float()
     spread = 1e-8 + 0.1 * local_std(image, dilations=dilations)
     distances = [((view - image).abs() / spread).mean(dim=1) for view in _neighbours(image, dilations)]
     return torch.stack(distances, dim=1).neg_().softmax(dim=1)

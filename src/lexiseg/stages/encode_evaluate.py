@@ -53,7 +53,8 @@ def retrieval(clip: FrozenClip, split: PreparedSplit) -> dict[str, float] | None
 
 def _embed(clip: FrozenClip, image: np.ndarray) -> Tensor:
     visual: Any = clip.model.visual
-    side = visual.image_size[0]
+    size = visual.image_size  # of a ViT both sides, of a ResNet one
+    side = size if isinstance(size, int) else size[0]
     tensor = torch.from_numpy(image).permute(2, 0, 1)[None]
     if tensor.shape[-2:] != (side, side):
         tensor = torch.nn.functional.interpolate(tensor.float(), size=(side, side), mode="bicubic", antialias=True)

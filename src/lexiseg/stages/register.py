@@ -38,4 +38,6 @@ def run(settings: Any, inputs: Mapping[str, Path], outputs: Path, *, method: str
         "protocol": metrics["protocol"],
         "metrics": metrics["splits"],
     }
+    if "imported" in config:
+        card["imported"] = config["imported"]
     write_json(outputs / "card.json", card)

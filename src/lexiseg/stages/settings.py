@@ -51,7 +51,7 @@ class CommonSettings(Block):
                 dataset=self.data.name, adapter=self.data.adapter, episodes=self.evaluate.episodes
             )
         except ProtocolError as error:
-            faults.append(f"{error.found}; allowed: {error.allowed}")
+            faults.append(f"evaluate.protocol: {error.found}; allowed: {error.allowed}; to do: {error.fix}")
         if faults:
             raise ValueError("; ".join(faults))
         return self

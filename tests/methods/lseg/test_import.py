@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 from helpers.official_lseg import TEXT, clip_model, clip_state, forward, random_state, write_checkpoint
+from helpers.tiny import encoded, text_table, timm_backbone
 from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
@@ -319,6 +320,11 @@ def test_archives_that_torch_save_did_not_write(lightning, tmp_path):
             packed.writestr(item, stored.read(item))
     with pytest.raises(ModelError, match="a compressed archive"):
         read_checkpoint(tmp_path / "b.ckpt")
+    damaged = bytearray(file.read_bytes())
+    start = damaged.rfind(b"PK\x01\x02")
+    damaged[start + 6] = 100  # the version of zip that is needed to read the last part
+    (tmp_path / "c.ckpt").write_bytes(damaged)
+    assert read_checkpoint(tmp_path / "c.ckpt").tensors  # zipfile refuses it, torch does not look there
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "script.pt")
     with pytest.raises(ModelError, match="a TorchScript archive"):
         read_checkpoint(tmp_path / "script.pt")
@@ -391,9 +397,32 @@ def test_a_profile_that_evaluates_it(lightning, tmp_path, monkeypatch):
     assert values["lseg"]["model"]["init"] == values["encode"]["clip"]["weights"] == "models/demo"
     assert values["lseg"]["model"]["sha256"] == model_identity(tree / "models/demo")
     assert values["lseg"]["train"]["steps"] == 0
+    assert values["encode"]["backbone"]["source"] == "clip"
+    assert values["baselines"] == ["maskclip"]
     again = CliRunner().invoke(app, [*command, "--out", "models/again"])
     assert isinstance(again.exception, SettingsError)  # before anything is written
     assert not (tree / "models/again").exists()
+
+
+def test_no_profile_for_a_text_side_that_the_graph_cannot_name(lightning, tmp_path, monkeypatch):
+    tree = tmp_path / "tree"
+    (tree / "profiles").mkdir(parents=True)
+    (tree / "dvc.yaml").touch()
+    for name in ("params.yaml", "profiles/embedded.yaml"):
+        shutil.copyfile("profiles/embedded.yaml", tree / name)
+    before = (tree / "params.yaml").read_text()
+    names = ["grass", "sky", "ring"]
+    table = encoded(
+        tmp_path / "encode",
+        changes={**text_table(tmp_path, names, dim=TEXT), "encode.clip.source": "none", **timm_backbone(tmp_path)},
+    )
+    file = lightning(with_clip=False)
+    monkeypatch.chdir(tree)
+    result = CliRunner().invoke(app, ["import", "lseg", str(file), "--text", str(table), "--profile", "demo"])
+    assert isinstance(result.exception, SettingsError)
+    assert "no profile was saved" in result.exception.found
+    assert (tree / "params.yaml").read_text() == before
+    assert not (tree / "profiles/demo.yaml").exists()
 
 
 def test_by_command_and_predict_with_it(lightning, tmp_path, monkeypatch):

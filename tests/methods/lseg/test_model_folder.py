@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -29,7 +30,7 @@ def site(tmp_path_factory):
     report = import_model("lseg", file, out=root / "models/demo")
     prepare = prepared(root, height=48, width=64)
     values = override(read_yaml("profiles/embedded.yaml"), SMALL)
-    chosen = override(values, {**report.settings, "evaluate.protocol": "generic"})
+    chosen = override(values, {**(report.settings or {}), "evaluate.protocol": "generic"})
     encode.run(parse_settings(chosen), {"prepare": prepare}, root / "encode")
     inputs = {"prepare": prepare, "encode": root / "encode"}
     return SimpleNamespace(root=root, model=root / "models/demo", inputs=inputs, values=chosen)
@@ -67,6 +68,7 @@ def test_the_graph_evaluates_and_registers_it_as_it_is(site, tmp_path):
     card = read_json(tmp_path / "register/card.json")
     assert "isl-org/lang-seg" in card["licences"]["backbone"]
     assert "OpenAI CLIP" in card["licences"]["text"]
+    assert card["imported"] == read_json(site.model / "card.json")["imported"]
 
 
 def test_the_baseline_is_the_clip_in_it(site, tmp_path):
@@ -95,6 +97,15 @@ def test_settings_that_describe_another_network(site, tmp_path):
     with pytest.raises(SettingsError) as caught:
         trained(site, tmp_path, model__features=64, model__block="none")
     assert caught.value.allowed == "lseg.model.features: 32, lseg.model.block: bottleneck"
+
+
+def test_its_card_is_not_part_of_what_it_is(site, tmp_path):
+    shutil.copytree(site.model, tmp_path / "demo")
+    (tmp_path / "demo/card.json").write_text("{}")
+    (tmp_path / "demo/notes.txt").write_text("mine")
+    assert model_identity(tmp_path / "demo") == model_identity(site.model)
+    (tmp_path / "demo/text/text.json").write_text("{}")
+    assert model_identity(tmp_path / "demo") != model_identity(site.model)
 
 
 def test_another_folder_than_the_hash_says(site, tmp_path):

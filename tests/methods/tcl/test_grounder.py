@@ -36,18 +36,18 @@ def test_pictures_of_any_sides(visual):
     embedding = model.embed(noise(1, 3, 24, 48))
     assert embedding.shape == (1, 24, 12, 24)
     assert model.grounder.mask_logits(embedding, text).shape == (1, 3, 12, 24)
-    assert model.knowledge(noise(1, 3, 24, 48), text).shape == (1, 3, 3, 6)
+    assert model.knowledge(*model.tokens(noise(1, 3, 24, 48)), text).shape == (1, 3, 3, 6)
 
 
 def test_the_knowledge_is_that_of_the_untrained_tower(visual):
     images, text, model = noise(1, 3, 32, 32), noise(3, 24, seed=1), TCL(visual)
-    before = model.knowledge(images, text)
+    before = model.knowledge(*model.tokens(images), text)
     cosines = torch.einsum("bchw,nc->bnhw", dense_embeddings(visual, images), F.normalize(text, dim=1))
     torch.testing.assert_close(before, (10 * (cosines - 0.25)).sigmoid())
     with torch.no_grad():
         for parameter in model.grounder.parameters():
             parameter.add_(1.0)
-    assert torch.equal(model.knowledge(images, text), before)
+    assert torch.equal(model.knowledge(*model.tokens(images), text), before)
 
 
 def test_what_learns(visual):
@@ -83,3 +83,5 @@ def test_masked_out_pixels_are_the_mean_colour(visual):
     half = images.clone()
     half[..., 16:] = 0
     torch.testing.assert_close(model.embed_masked(images, logits, None), visual(half))
+    larger = torch.full((1, 1, 6, 6), 5.0)  # positions are resized
+    assert torch.isfinite(model.embed_masked(noise(1, 3, 48, 48), larger, None)).all()

@@ -73,6 +73,7 @@ def test_total_variation_is_a_mean_of_both_axes():
     x = torch.tensor([[0.0, 1.0, 3.0], [0.0, 0.0, 0.0]])
     assert total_variation(x) == pytest.approx((1 + 2 + 0 + 0) / 4 + (0 + 1 + 3) / 3)
     assert total_variation(torch.full((2, 3, 4, 4), 0.3)) == 0
+    assert total_variation(torch.ones(2, 1, 1)) == 0  # one pixel has no neighbours
 
 
 class Toy(torch.nn.Module):

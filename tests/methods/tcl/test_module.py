@@ -5,8 +5,11 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+import torch.distributed as distributed
+import torch.multiprocessing as multiprocessing
 from helpers.tiny import tiny_clip
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from lexiseg.encoders.clip import build_clip
 from lexiseg.errors import SettingsError
@@ -131,6 +134,53 @@ def test_twice_gives_the_same():
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
+def work(rank, store, results):
+    """One of two processes, with half of each batch, through both phases."""
+    distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    results[rank] = {k: v.numpy() for k, v in steps_of(rank=rank, ranks=2).items()}
+    distributed.destroy_process_group()
+
+
+def steps_of(*, rank, ranks):
+    """What was learned in two steps of the first phase and two of the second, in double precision."""
+    torch.manual_seed(0)
+    tower = tiny_clip()[0].visual.double()
+    module = training(tower, steps=4, decoder_steps=2, lr=0.01, min_lr=0.0, lr_batch=None, warmup=1, batch=4)
+    module.double()
+    optimiser = module.configure_optimizers()["optimizer"]
+    model = DistributedDataParallel(Step(module)) if ranks > 1 else Step(module)
+    for step in range(4):
+        rng = torch.Generator().manual_seed(step)
+        images, text = torch.randn(4, 3, 16, 16, generator=rng).double(), torch.randn(4, 24, generator=rng).double()
+        noise = torch.rand(4, 1, 8, 8, generator=rng).double()
+        half = slice(rank * 4 // ranks, (rank + 1) * 4 // ranks)
+        optimiser.zero_grad()
+        model(images[half], text, noise[half], rank).backward()
+        module.first_phase = step < 2
+        module.on_before_optimizer_step(optimiser)
+        optimiser.step()
+    return {n: p.detach() for n, p in module.model.named_parameters() if p.requires_grad}
+
+
+class Step(nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self.model, self.loss = module.model, module.loss
+
+    def forward(self, images, text, noise, rank):
+        return sum(losses(self.model, images, text, noise=noise, rank=rank, settings=self.loss).values())
+
+
+def test_two_processes_learn_what_one_does_in_both_phases(tmp_path):
+    expected = steps_of(rank=0, ranks=1)
+    with multiprocessing.Manager() as manager:
+        results = manager.dict()
+        multiprocessing.spawn(work, args=(tmp_path / "store", results), nprocs=2)
+        for rank in range(2):
+            for name, value in results[rank].items():
+                torch.testing.assert_close(torch.from_numpy(value), expected[name], rtol=1e-6, atol=1e-9, msg=name)
+
+
 @pytest.mark.parametrize("left_out", ["image", "feature", "area", "smooth"])
 def test_a_loss_of_weight_zero_is_left_out(left_out):
     model, rng = TCL(tiny_clip()[0].visual), torch.Generator().manual_seed(0)
@@ -148,6 +198,9 @@ def test_a_loss_of_weight_zero_is_left_out(left_out):
 
 
 def test_settings_that_make_no_sense():
+    for changes, fault in (({"min_lr": 1.0}, "min_lr"), ({"warmup": 50_000}, "warmup")):
+        with pytest.raises(SettingsError, match=fault):
+            parse({**PAPER, **changes}, TrainSettings, source="the recipe")
     with pytest.raises(SettingsError, match="loss"):
         parse({**LOSS, "image": 0.0, "feature": 0.0, "area": 0.0, "smooth": 0.0}, LossSettings, source="the loss")
     model = {"stages": 2, "units": 2, "kernel": 4, "gate": 0.0, "scale": 10.0, "bias": -2.5, "temperature": 0.07}

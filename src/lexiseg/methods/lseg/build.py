@@ -67,10 +67,13 @@ def _from_folder(settings: ModelSettings, *, text_dim: int) -> tuple[LSeg, dict[
         raise ModelError(
             found=f"label vectors of {text_dim} numbers, and a network in {settings.folder} for {config['text_dim']}",
             allowed="the text encoder that the network was trained with",
-            fix=f"encode.clip: {{source: model, weights: {settings.folder}, …}} takes it from the folder",
+            fix="take that one: `encode.clip.source: model` where the folder holds a CLIP, else its `encode.text`",
         )
     model.freeze_norm = settings.freeze_norm
-    return model, {**config, "model": settings.model_dump(mode="json")}
+    card = folder / "card.json"
+    imported = read_json(card).get("imported") if card.is_file() else None
+    origin = {"imported": imported} if imported else {}
+    return model, {**config, "model": settings.model_dump(mode="json"), **origin}
 
 
 def _plain(value: Any) -> str:

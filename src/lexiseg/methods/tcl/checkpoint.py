@@ -59,7 +59,9 @@ class ImportOptions(Block):
 
 
 def import_checkpoint(checkpoint: ForeignCheckpoint, options: Mapping[str, Any]) -> Imported:
-    """The grounder of an official checkpoint: the released file, or one of a training with the CLIP in it.
+    """The grounder of an official checkpoint: the released file, or the state dict of a training, with the CLIP in it.
+
+    (The files that a training writes hold objects beside the state dict, which are refused: save `["model"]` of them.)
 
     Args:
         checkpoint: with the names of the authors' code.
@@ -80,14 +82,23 @@ def import_checkpoint(checkpoint: ForeignCheckpoint, options: Mapping[str, Any])
         )
     tensors = {ours: value for name, value in official.items() if (ours := our_name(name))}
     clip = {ours: value for name, value in official.items() if (ours := _named(name, _CLIP_KEYS))}
+    if clip:  # CLIP's own scale was deleted there; nothing computes with it
+        clip.setdefault("logit_scale", torch.tensor(100.0).log())
+    blocks = {match[1] for name in official if (match := re.match(r"masker\..*\.resblocks\.(\d+)\.", name))}
+    if len(blocks) > 1:
+        raise ModelError(
+            found=f"{checkpoint.file} has trained the blocks {', '.join(sorted(blocks))} of CLIP",
+            allowed="the last one alone, as in the released model",
+            fix="import a checkpoint of a training with the default `ie_freeze`",
+        )
     unexpected = sorted(name for name in official if not our_name(name) and not _named(name, _CLIP_KEYS))
     # The released file leaves the temperatures out: nothing but training needs them.
     fresh = torch.tensor(1 / chosen.temperature).log()
     tensors = {**dict.fromkeys(_LOG_SCALES, fresh), **tensors}
-    sizes = _decoder_size(tensors)
     try:
+        sizes = _decoder_size(tensors)
         expected = _expected(tensors, sizes)
-    except (KeyError, ValueError, RuntimeError, AssertionError) as error:
+    except (KeyError, IndexError, ValueError, RuntimeError, AssertionError) as error:
         raise ModelError(
             found=f"{checkpoint.file} has no complete grounder ({type(error).__name__}: {error})",
             allowed="all tensors of one grounder: masker.image_encoder.*, masker.sim2mask.*",
@@ -102,6 +113,9 @@ def import_checkpoint(checkpoint: ForeignCheckpoint, options: Mapping[str, Any])
             allowed="all tensors of one grounder: masker.image_encoder.*, masker.sim2mask.*",
             fix="fetch the file again, or name another one",
         )
+    surplus = tensors.keys() - expected.keys()
+    unexpected = sorted([*unexpected, *(name for name in official if our_name(name) in surplus)])
+    tensors = {name: value for name, value in tensors.items() if name in expected}
     imagenet = {"mean": list(IMAGENET_DEFAULT_MEAN), "std": list(IMAGENET_DEFAULT_STD)}
     own = {"mean": list(OPENAI_DATASET_MEAN), "std": list(OPENAI_DATASET_STD)}
     model = {**sizes, "gate": 0.0, "scale": 10.0, "bias": -2.5}

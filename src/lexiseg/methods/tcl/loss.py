@@ -88,6 +88,8 @@ def feature_level(masks: Tensor, embedding: Tensor, text: Tensor, log_scale: Ten
 def area(masks: Tensor, *, rank: int = 0, positive: float = 0.4, negative: float = 0.0) -> tuple[Tensor, Tensor]:
     """|mean - prior| of the masks of matching pairs, and of all others; means over the global batch and all pixels.
 
+    The authors' code takes the means of each rank by itself; this one does not depend on the number of ranks.
+
     Args:
         masks: soft, (b, B, h, w).
         rank: of this process: its images match the texts from rank * b on.
@@ -104,5 +106,9 @@ def area(masks: Tensor, *, rank: int = 0, positive: float = 0.4, negative: float
 
 
 def total_variation(x: Tensor) -> Tensor:
-    """Mean absolute difference of neighbours along both axes of (..., h, w), the two means added."""
-    return (x[..., 1:] - x[..., :-1]).abs().mean() + (x[..., 1:, :] - x[..., :-1, :]).abs().mean()
+    """Mean absolute difference of neighbours along both axes of (..., h, w), the two means added.
+
+    Along an axis of one pixel it is 0.
+    """
+    across, down = x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
+    return sum((step.abs().mean() for step in (across, down) if step.numel()), x.new_zeros(()))

@@ -47,13 +47,11 @@ class TCL(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """The grounder's dense embeddings (b, C, h, w) of normalised images (b, 3, H, W), not normalised."""
-        tokens, grid = self._tokens(images)
-        return self.grounder(tokens, grid)
+        return self.grounder(*self.tokens(images))
 
     @torch.no_grad()
-    def knowledge(self, images: Tensor, text: Tensor) -> Tensor:
-        """Masks (b, N, H/patch, W/patch) of the untrained tower: its own dense embeddings against texts (N, C)."""
-        tokens, grid = self._tokens(images)
+    def knowledge(self, tokens: Tensor, grid: tuple[int, int], text: Tensor) -> Tensor:
+        """Masks (b, N, *grid) of the untrained tower: its own dense embeddings against texts (N, C)."""
         last = value_path_block(self.visual.transformer.resblocks[-1], tokens)[:, 1:]
         dense = (self.visual.ln_post(last) @ self.visual.proj).transpose(1, 2).unflatten(2, grid)
         return (KNOWLEDGE_SCALE * (pixel_text_cosines(dense, text) - KNOWLEDGE_SHIFT)).sigmoid()
@@ -68,7 +66,10 @@ class TCL(nn.Module):
             temperature: see `hard_mask`.
         """
         masks = F.interpolate(hard_mask(logits, noise, temperature=temperature), size=images.shape[-2:], mode="nearest")
-        return self.visual(images * masks)
+        # By hand, since open_clip's own forward is for pictures of the trained size alone.
+        tokens, mask, _ = vit_tokens(self.visual, images * masks, antialias=False)
+        pooled, _ = self.visual._pool(self.visual.transformer(tokens, attn_mask=mask))
+        return pooled @ self.visual.proj
 
     def grid(self, images: Tensor) -> tuple[int, int]:
         """The mask grid (h, w) of images (b, 3, H, W)."""
@@ -78,7 +79,7 @@ class TCL(nn.Module):
         )  # type: ignore[return-value]
 
     @torch.no_grad()
-    def _tokens(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    def tokens(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Tokens (b, 1 + cells, D) before the last block, and the grid of cells."""
         tokens, mask, grid = vit_tokens(self.visual, images, antialias=False)
         for block in self.visual.transformer.resblocks[:-1]:

@@ -71,10 +71,10 @@ class TCLTraining(L.LightningModule):
         super().__init__()
         self.model, self.settings, self.loss = model, train, loss
         self.text = text.eval().requires_grad_(False)
+        self.first_phase = True
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
-        # In the first phase the last block is CLIP's own.
-        self.model.grounder.block.requires_grad_(batch["step"] >= self.settings.decoder_steps)
+        self.first_phase = batch["step"] < self.settings.decoder_steps
         images = batch["image"]
         with torch.no_grad():
             text = gather(self.text(batch["tokens"]))
@@ -85,8 +85,18 @@ class TCLTraining(L.LightningModule):
         self.log_dict({"loss": loss, **found})
         return loss
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """In the first phase the last block stays CLIP's own.
+
+        It has gradients all the time, since DistributedDataParallel has to know what it will average. When the norm of
+        all is clipped and the optimiser steps it has none, so that it is passed over, decay included.
+        """
+        if self.first_phase:
+            for parameter in self.model.grounder.block.parameters():
+                parameter.grad = None
+
     def configure_optimizers(self) -> Any:
-        """AdamW; the block of the second phase is among its parameters from the start, without gradients until then."""
+        """AdamW; the block of the second phase is among its parameters from the start."""
         settings = self.settings
         trained = [p for name, p in self.model.named_parameters() if not name.startswith(FROZEN)]
         # As in the official code: vectors do not decay, single numbers (gates, scales, the mask's bias) do.

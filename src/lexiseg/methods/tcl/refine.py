@@ -42,11 +42,17 @@ def masks_of_pictures(
     Sides that are no multiples of the patch are padded with zeros, half on each side, and cut off again.
     """
     height, width = images.shape[-2:]
-    rows, columns = (-side % patch for side, patch in zip((height, width), model.visual.patch_size, strict=True))
-    top, left = rows // 2, columns // 2
-    padded = F.pad(images, (left, columns - left, top, rows - top))
-    masks = model.grounder.mask_logits(model.embed(padded), text).sigmoid()
-    knowledge = model.knowledge(padded, text)
+    padded, (top, left) = pad_to_patches(images, model.visual.patch_size)
+    tokens, grid = model.tokens(padded)
+    masks = model.grounder.mask_logits(model.grounder(tokens, grid), text).sigmoid()
+    knowledge = model.knowledge(tokens, grid, text) if knowledge_weight else masks
     masks = refine(masks, knowledge, padded, iterations=iterations, knowledge_weight=knowledge_weight)
     masks = F.interpolate(masks, size=padded.shape[-2:], mode="bilinear", align_corners=False)
     return masks[..., top : top + height, left : left + width]
+
+
+def pad_to_patches(images: Tensor, patch_size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
+    """Images (B, 3, H, W) with zeros around them, so that both sides are whole patches; and what is above and left."""
+    rows, columns = (-side % patch for side, patch in zip(images.shape[-2:], patch_size, strict=True))
+    top, left = rows // 2, columns // 2
+    return F.pad(images, (left, columns - left, top, rows - top)), (top, left)

@@ -40,6 +40,14 @@ class TrainSettings(Block):
     clip_gradient: float | None = Field(gt=0)
     batch: int = Field(ge=1)
 
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainSettings:
+        if self.min_lr > self.lr:
+            raise ValueError("`min_lr` is what `lr` falls to: not above it")
+        if self.warmup >= self.steps:
+            raise ValueError("`warmup` is a part of `steps`: below it")
+        return self
+
 
 class ModelSettings(Block):
     """`tcl.model`: the grounder. What each key does stands beside it in params.yaml."""
