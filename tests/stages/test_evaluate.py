@@ -6,7 +6,7 @@ import pytest
 from helpers.micro import settings as data_settings
 from PIL import Image
 
-from lexiseg.errors import DataError, SettingsError
+from lexiseg.errors import DataError
 from lexiseg.evaluation.predictions import PredictionWriter
 from lexiseg.evaluation.protocol import ProtocolError
 from lexiseg.evaluation.settings import EvaluateSettings
@@ -104,7 +104,6 @@ def test_the_tolerance_is_part_of_the_protocol(inputs, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "kind", "found", "allowed", "fix"),
     [
-        ({"protocol": "voc"}, SettingsError, "'voc'", "camvid, coco, ", "evaluate.protocol"),
         ({"protocol": "world"}, ProtocolError, "'world', on 'micro'", "any data set", "generic"),
         ({"splits": ("val",)}, DataError, "val", "test, train", "split"),
         ({"splits": ("train",)}, DataError, "no predictions for the split 'train'", "test", "params.yaml"),

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from lexiseg.encoders.settings import Readout
 from lexiseg.settings import Block
 
 
+def _start(init: str) -> str:
+    if init not in ("backbone", "random") and "/" not in init:
+        raise ValueError("one of backbone, random, or a model folder such as models/demo_e200")
+    return init
+
+
 class ModelSettings(Block):
     """`lseg.model`: the network. What each key does stands beside it in params.yaml."""
 
-    init: str
+    init: Annotated[str, AfterValidator(_start)]
     sha256: str | None = None
     features: int = Field(ge=1)
     readout: Readout
@@ -28,12 +34,6 @@ class ModelSettings(Block):
     def folder(self) -> str | None:
         """The model folder to start from, where it is one."""
         return None if self.init in ("backbone", "random") else self.init
-
-    @model_validator(mode="after")
-    def _known_start(self) -> ModelSettings:
-        if self.folder is not None and "/" not in self.folder:
-            raise ValueError(f"`init` is backbone, random, or a model folder such as models/demo_e200, not {self.init}")
-        return self
 
 
 class TrainSettings(Block):
