@@ -148,10 +148,10 @@ def steps_of(*, rank, ranks):
     module = training(tower, steps=4, decoder_steps=2, lr=0.01, min_lr=0.0, lr_batch=None, warmup=1, batch=4)
     module.double()
     with torch.no_grad():
-        for stage in module.model.grounder.decoder.stages:
-            for unit in stage:
-                # At 0 neighbours are copies, and rounding decides the sign of their differences, which TV's slope is.
-                unit.gate.fill_(0.3)
+        # At 0 neighbours are copies, and rounding decides the sign of their differences, which TV's slope is.
+        for name, parameter in module.model.named_parameters():
+            if name.endswith(".gate"):
+                parameter.fill_(0.3)
     optimiser = module.configure_optimizers()["optimizer"]
     model = DistributedDataParallel(Step(module)) if ranks > 1 else Step(module)
     for step in range(4):
