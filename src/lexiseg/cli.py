@@ -201,7 +201,7 @@ def import_(
             raise SettingsError(
                 found=f"a text side in {report.folder} that is no CLIP with a ViT: no profile was saved",
                 allowed="a model whose CLIP can be the graph's, with its dense embeddings as the baseline",
-                fix="set `lseg.model.init`, its sha256, `encode.text` and `baselines` in params.yaml by hand",
+                fix=f"set `{method}.model.init`, its sha256, `encode.text` and `baselines` in params.yaml by hand",
             )
         parse_settings(override(read_values(require_root()), report.settings))
         save_profile(require_root(), profile, changes=report.settings)

@@ -380,12 +380,18 @@ def test_nothing_is_overwritten(lightning, tmp_path):
         import_model("lseg", lightning(), out=tmp_path / "out")
 
 
-def test_a_profile_that_evaluates_it(lightning, tmp_path, monkeypatch):
+@pytest.fixture
+def tree(tmp_path):
+    """A working tree as far as profiles need one."""
     tree = tmp_path / "tree"
     (tree / "profiles").mkdir(parents=True)
     (tree / "dvc.yaml").touch()
     for name in ("params.yaml", "profiles/embedded.yaml"):
         shutil.copyfile("profiles/embedded.yaml", tree / name)
+    return tree
+
+
+def test_a_profile_that_evaluates_it(lightning, tree, monkeypatch):
     monkeypatch.chdir(tree)
     command = ["import", "lseg", str(lightning()), "--profile", "demo"]
     result = CliRunner().invoke(app, command)
@@ -404,12 +410,7 @@ def test_a_profile_that_evaluates_it(lightning, tmp_path, monkeypatch):
     assert not (tree / "models/again").exists()
 
 
-def test_no_profile_for_a_text_side_that_the_graph_cannot_name(lightning, tmp_path, monkeypatch):
-    tree = tmp_path / "tree"
-    (tree / "profiles").mkdir(parents=True)
-    (tree / "dvc.yaml").touch()
-    for name in ("params.yaml", "profiles/embedded.yaml"):
-        shutil.copyfile("profiles/embedded.yaml", tree / name)
+def test_no_profile_for_a_text_side_that_the_graph_cannot_name(lightning, tree, tmp_path, monkeypatch):
     before = (tree / "params.yaml").read_text()
     names = ["grass", "sky", "ring"]
     table = encoded(

@@ -79,10 +79,14 @@ def load_model(folder: Path, *, clip: Path) -> tuple[TCL, dict[str, Any]]:
     config = read_json(folder / "model.json")
     model = build_model(config, load_clip(clip))
     tensors = load_tensors(folder / "model.safetensors")
-    if tensors.keys() != learned(model).keys():
-        differing = sorted(tensors.keys() ^ learned(model).keys())
+    expected = {name: value.shape for name, value in learned(model).items()}
+    found = {name: value.shape for name, value in tensors.items()}
+    if found != expected:
+        differing = sorted({name for name, _ in found.items() ^ expected.items()})
         raise ModelError(
-            found=f"{folder / 'model.safetensors'} does not fit model.json: {', '.join(differing[:3])}",
+            found=f"{folder / 'model.safetensors'} does not fit model.json: {', '.join(dict.fromkeys(differing))}"[
+                :300
+            ],
             allowed="the two files that one training wrote",
             fix="copy the whole model folder again",
         )
