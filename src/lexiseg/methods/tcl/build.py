@@ -84,9 +84,7 @@ def load_model(folder: Path, *, clip: Path) -> tuple[TCL, dict[str, Any]]:
     if found != expected:
         differing = sorted({name for name, _ in found.items() ^ expected.items()})
         raise ModelError(
-            found=f"{folder / 'model.safetensors'} does not fit model.json: {', '.join(dict.fromkeys(differing))}"[
-                :300
-            ],
+            found=f"{folder / 'model.safetensors'} does not fit model.json: {', '.join(differing[:3])}",
             allowed="the two files that one training wrote",
             fix="copy the whole model folder again",
         )
