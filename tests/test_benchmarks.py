@@ -14,7 +14,7 @@ import pytest
 import torch
 from helpers.tiny import open_clip_model
 
-from benchmarks import harness, lseg_inference, lseg_memory, lseg_training, metrics, networks, pamr, plain
+from benchmarks import harness, lseg_inference, lseg_memory, lseg_training, metrics, networks, pamr, plain, tcl_training
 from lexiseg.storage import read_json
 
 ROOT = Path(__file__).parents[1]
@@ -323,3 +323,22 @@ def test_pamr_compares_before_it_times(monkeypatch):
     monkeypatch.setitem(pamr.CANDIDATES, "plain, one by one", lambda image, masks: masks)
     with pytest.raises(AssertionError, match="the masks differ"):
         pamr.main(["--classes", "2", "--side", "32"])
+
+
+def test_tcl_training(tmp_path, small_clip):
+    small = ["--model", small_clip, "--size", "16", "--batch", "2", "--pairs", "3", "--few", "2", "--side", "4"]
+    tcl_training.main([*small, "--repeats", "1", "--threads", "1", "--out", str(tmp_path)])
+    path, found = only_result(tmp_path)
+    assert path.name.startswith("tcl_training")
+    memory, timed = found["rows"][:3], found["rows"][3]
+    assert [(row["form"], row["pairs"]) for row in memory] == [("lexiseg", 3), ("lexiseg", 2), ("as it reads", 2)]
+    # Both processes saw the same pairs, and made the same of them.
+    assert memory[1]["memory"]["result"] == pytest.approx(memory[2]["memory"]["result"], rel=1e-4)
+    # All parts beside the whole.
+    assert timed["seconds"].keys() - timed["times_as_long"].keys() == {"whole step"}
+
+
+def test_tcl_training_compares_before_it_measures(monkeypatch, small_clip):
+    monkeypatch.setitem(tcl_training.FORMS, "as it reads", lambda embedding, text: embedding.sum())
+    with pytest.raises(AssertionError, match="the two forms of TCL_f differ"):
+        tcl_training.main(["--model", small_clip, "--size", "16"])

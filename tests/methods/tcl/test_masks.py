@@ -61,3 +61,19 @@ def test_without_noise_there_is_no_gradient():
     mask = hard_mask(logits, None)
     assert not mask.requires_grad
     assert torch.equal(mask, (logits > 0).float())
+
+
+def test_the_gradient_of_the_cosines():
+    rng = torch.Generator().manual_seed(0)
+    embedding = torch.randn(2, 4, 3, 2, generator=rng).double().requires_grad_()
+    text = torch.randn(3, 4, generator=rng).double().requires_grad_()
+    assert torch.autograd.gradcheck(pixel_text_cosines, (embedding, text))
+    # A pixel of nothing: its norm is the smallest one, a constant.
+    with torch.no_grad():
+        embedding[0, :, 0, 0] = 0
+    weight = torch.randn(2, 3, 3, 2, generator=rng).double()
+    plain = F.normalize(embedding, dim=1, eps=1e-6), F.normalize(text, dim=1, eps=1e-6)
+    expected = torch.autograd.grad((torch.einsum("bchw,nc->bnhw", *plain) * weight).sum(), (embedding, text))
+    found = torch.autograd.grad((pixel_text_cosines(embedding, text) * weight).sum(), (embedding, text))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)

@@ -94,7 +94,7 @@ def import_checkpoint(checkpoint: ForeignCheckpoint, options: Mapping[str, Any])
     unexpected = sorted(name for name in official if not our_name(name) and not _named(name, _CLIP_KEYS))
     # The released file leaves the temperatures out: nothing but training needs them.
     fresh = torch.tensor(1 / chosen.temperature).log()
-    tensors = {**dict.fromkeys(_LOG_SCALES, fresh), **tensors}
+    tensors = {**{name: fresh.clone() for name in _LOG_SCALES}, **tensors}
     try:
         sizes = _decoder_size(tensors)
         expected = _expected(tensors, sizes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,14 +17,40 @@ def unit(x: Tensor, *, dim: int = -1) -> Tensor:
 
 
 def pixel_text_cosines(embedding: Tensor, text: Tensor) -> Tensor:
-    """Cosines (B, N, h, w) of dense embeddings (B, C, h, w) and text embeddings (N, C), neither of them normalised.
+    """Cosines (B, N, h, w) of dense embeddings (B, C, h, w) and text embeddings (N, C), neither of them normalised."""
+    cosines = _Cosines.apply(embedding.flatten(2), unit(text))
+    return cosines.unflatten(2, embedding.shape[-2:])  # type: ignore[union-attr]
 
-    The norms divide the products, so that no second array of the size of the embeddings is made.
+
+class _Cosines(torch.autograd.Function):
+    """Cosines (B, N, P) of pixels (B, C, P), not normalised, and unit vectors (N, C).
+
+    The norms divide the products, and the gradient is written into one array: none of the size of the pixels is made
+    besides, where autograd by itself makes three.
     """
-    batch, channels, height, width = embedding.shape
-    flat = embedding.reshape(batch, channels, height * width)
-    norms = torch.linalg.vector_norm(flat, dim=1, keepdim=True).clamp(min=NORM_EPS)
-    return (unit(text) @ flat / norms).reshape(batch, len(text), height, width)
+
+    @staticmethod
+    def forward(ctx: Any, pixels: Tensor, text: Tensor) -> Tensor:
+        norms = torch.linalg.vector_norm(pixels, dim=1, keepdim=True)
+        cosines = text @ pixels
+        cosines /= norms.clamp(min=NORM_EPS)
+        ctx.save_for_backward(pixels, text, norms, cosines)
+        return cosines
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        pixels, text, norms, cosines = ctx.saved_tensors
+        gradient, clamped = gradients[0], norms.clamp(min=NORM_EPS)
+        scaled = gradient / clamped
+        of_pixels = of_text = None
+        if ctx.needs_input_grad[0]:
+            of_pixels = text.T @ scaled
+            # Where the norm was clamped it is a constant.
+            along = (gradient * cosines).sum(dim=1, keepdim=True) / clamped.square() * (norms > NORM_EPS)
+            of_pixels.addcmul_(pixels, along, value=-1)
+        if ctx.needs_input_grad[1]:
+            of_text = (scaled @ pixels.transpose(1, 2)).sum(dim=0)
+        return of_pixels, of_text
 
 
 class SimToMask(nn.Module):
