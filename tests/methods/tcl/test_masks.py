@@ -77,3 +77,18 @@ def test_the_gradient_of_the_cosines():
     found = torch.autograd.grad((pixel_text_cosines(embedding, text) * weight).sum(), (embedding, text))
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_the_cosines_learn_in_mixed_precision():
+    weight, pixels, text = noise(8, 8).requires_grad_(), noise(2, 8, 3, 3, seed=1), noise(4, 8, seed=2).requires_grad_()
+
+    def gradients():
+        embedding = torch.einsum("bchw,cd->bdhw", pixels, weight)
+        return torch.autograd.grad(pixel_text_cosines(embedding, text).square().sum(), (weight, text))
+
+    expected = gradients()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = gradients()
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == torch.float32
+        assert (one - other).norm() < 0.05 * other.norm()

@@ -25,15 +25,16 @@ def pixel_text_cosines(embedding: Tensor, text: Tensor) -> Tensor:
 class _Cosines(torch.autograd.Function):
     """Cosines (B, N, P) of pixels (B, C, P), not normalised, and unit vectors (N, C).
 
-    The norms divide the products, and the gradient is written into one array: none of the size of the pixels is made
+    Products are computed in the pixels' format, which mixed precision makes bfloat16 while texts stay float32. The
+    norms divide the products, and the gradient is written into one array: none of the size of the pixels is made
     besides, where autograd by itself makes three.
     """
 
     @staticmethod
     def forward(ctx: Any, pixels: Tensor, text: Tensor) -> Tensor:
         norms = torch.linalg.vector_norm(pixels, dim=1, keepdim=True)
-        cosines = text @ pixels
-        cosines /= norms.clamp(min=NORM_EPS)
+        text = text.to(pixels.dtype)
+        cosines = text @ pixels / norms.clamp(min=NORM_EPS)
         ctx.save_for_backward(pixels, text, norms, cosines)
         return cosines
 
@@ -41,13 +42,13 @@ class _Cosines(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
         pixels, text, norms, cosines = ctx.saved_tensors
         gradient, clamped = gradients[0], norms.clamp(min=NORM_EPS)
-        scaled = gradient / clamped
+        scaled = (gradient / clamped).to(pixels.dtype)
         of_pixels = of_text = None
         if ctx.needs_input_grad[0]:
             of_pixels = text.T @ scaled
             # Where the norm was clamped it is a constant.
             along = (gradient * cosines).sum(dim=1, keepdim=True) / clamped.square() * (norms > NORM_EPS)
-            of_pixels.addcmul_(pixels, along, value=-1)
+            of_pixels.addcmul_(pixels, along.to(pixels.dtype), value=-1)
         if ctx.needs_input_grad[1]:
             of_text = (scaled @ pixels.transpose(1, 2)).sum(dim=0)
         return of_pixels, of_text
