@@ -46,6 +46,33 @@ def test_first_of_equal_labels_wins_across_chunks(monkeypatch):
     assert int(upsample_argmax(torch.ones(1, 3, 1, 1), height=2, width=2).max()) == 0
 
 
+def test_the_two_ways_of_upsampling():
+    scores = torch.randn(1, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    expected = functional.interpolate(scores, size=(9, 11), mode="bilinear", align_corners=False).argmax(1)
+    assert torch.equal(upsample_argmax(scores, height=9, width=11, align_corners=False).long(), expected)
+    assert not torch.equal(upsample_argmax(scores, height=9, width=11).long(), expected)
+
+
+def test_soft_masks_of_labels_that_overlap():
+    scores = torch.tensor([[[0.9, 0.9], [0.2, 0.2]], [[0.8, 0.8], [0.6, 0.6]]])
+    result = Segmentation.from_scores(labels=["red ring", "ring"], scores=scores, height=2, width=2, overlapping=True)
+    assert result.label_map.tolist() == [[0, 0], [1, 1]]
+    assert np.allclose(result.mask("ring"), scores[1].numpy())
+    assert np.allclose(result.mask("red ring"), scores[0].numpy())
+    assert result.mean_score("ring") == pytest.approx(0.6)
+    assert result.mean_score("red ring") == pytest.approx(0.9)
+
+
+def test_soft_masks_of_labels_that_compete_are_their_probabilities():
+    scores = torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(0))
+    result = Segmentation.from_scores(labels=["a", "b", "c"], scores=scores, height=2, width=2)
+    masks = np.stack([result.mask(label) for label in result.labels])
+    assert np.allclose(masks, scores.softmax(0).numpy(), atol=1e-6)
+    larger = Segmentation.from_scores(labels=["a", "b", "c"], scores=scores, height=5, width=7).mask("b")
+    assert larger.shape == (5, 7)
+    assert larger.dtype == np.float32
+
+
 def test_area_and_mean_score():
     scores = torch.tensor([[[4.0, 4.0], [0.0, 0.0]], [[0.0, 0.0], [2.0, 2.0]], [[-9.0, -9.0], [-9.0, -9.0]]])
     result = Segmentation.from_scores(labels=["sky", "grass", "ring"], scores=scores, height=2, width=2, protocol="p")

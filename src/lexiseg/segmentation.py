@@ -56,7 +56,7 @@ def check_labels(labels: Sequence[str] | NamedLabels) -> tuple[str, ...]:
         raise LabelError(
             found="no labels", allowed="one or more labels", fix='name what to look for, such as "grass, sky, ring"'
         )
-    faulty = [name for name in names if not isinstance(name, str) or not _is_visible(name)]
+    faulty = [name for name in names if not isinstance(name, str) or not is_visible(name)]
     if faulty:
         raise LabelError(
             found=f"an empty label or one that is no text: {', '.join(map(repr, faulty))}",
@@ -75,21 +75,23 @@ def check_labels(labels: Sequence[str] | NamedLabels) -> tuple[str, ...]:
     return names
 
 
-def _is_visible(text: str) -> bool:
+def is_visible(text: str) -> bool:
+    """Whether a text has a character that can be seen."""
     # Spaces, controls and marks without a shape of their own, such as U+200B, are categories Z and C of Unicode.
     return any(unicodedata.category(character)[0] not in "ZC" for character in text)
 
 
-def upsample_argmax(scores: torch.Tensor, *, height: int, width: int) -> torch.Tensor:
+def upsample_argmax(scores: torch.Tensor, *, height: int, width: int, align_corners: bool = True) -> torch.Tensor:
     """Best label per pixel: scores are interpolated first and compared afterwards, which keeps edges smooth.
 
-    Interpolation is bilinear with `align_corners=True`, as in the evaluation of the LSeg release. Labels are
-    taken in chunks, so that thousands of them fit into memory; of equal scores the first label wins.
+    Interpolation is bilinear. Labels are taken in chunks, so that thousands of them fit into memory; of equal scores
+    the first label wins.
 
     Args:
         scores: (B, N, h, w) floating point, higher is better.
         height: H of the result.
         width: W of the result.
+        align_corners: of the interpolation; True as in the evaluation of the LSeg release, False as in mmsegmentation.
 
     Returns:
         (B, H, W) int32, index of the label.
@@ -100,9 +102,8 @@ def upsample_argmax(scores: torch.Tensor, *, height: int, width: int) -> torch.T
     winner = torch.zeros((batch, height, width), dtype=torch.int32, device=scores.device)
     for start in range(0, labels, chunk):
         part = scores[:, start : start + chunk].float()
-        values, indices = functional.interpolate(part, size=(height, width), mode="bilinear", align_corners=True).max(
-            dim=1
-        )
+        finer = functional.interpolate(part, size=(height, width), mode="bilinear", align_corners=align_corners)
+        values, indices = finer.max(dim=1)
         better = values > best
         best = torch.where(better, values, best)
         winner = torch.where(better, (indices + start).int(), winner)
@@ -116,15 +117,17 @@ class Segmentation:
     Attributes:
         labels: the N names that were asked for, in that order.
         label_map: (H, W) int32, index into `labels` per pixel.
-        scores: (N, h, w) float32 logits at the model's resolution; softmax over the first axis gives
-            probabilities. Labels that overlap ("dog", "animal") are read from here.
+        scores: (N, h, w) float32 at the model's resolution: logits, whose softmax over the first axis gives
+            probabilities; or soft masks. Labels that overlap ("dog", "animal") are read from here.
         protocol: hash of the protocol card the picture was segmented under, or None.
+        overlapping: the scores are soft masks, 0..1, each label's by itself.
     """
 
     labels: tuple[str, ...]
     label_map: np.ndarray
     scores: np.ndarray
     protocol: str | None = None
+    overlapping: bool = False
 
     def __post_init__(self) -> None:
         if self.label_map.ndim != 2 or self.label_map.dtype != np.int32:
@@ -143,15 +146,17 @@ class Segmentation:
         height: int,
         width: int,
         protocol: str | None = None,
+        overlapping: bool = False,
     ) -> Segmentation:
         """Make the label map from low-resolution scores by `upsample_argmax`.
 
         Args:
             labels: N names.
-            scores: (N, h, w) logits.
+            scores: (N, h, w) logits, or soft masks.
             height: H, the picture's height in pixels.
             width: W, the picture's width in pixels.
             protocol: hash of a protocol card.
+            overlapping: the scores are soft masks.
 
         Raises:
             LabelError: see `check_labels`.
@@ -164,6 +169,7 @@ class Segmentation:
             label_map=label_map.cpu().numpy(),
             scores=np.ascontiguousarray(tensor.cpu().numpy()),
             protocol=protocol,
+            overlapping=overlapping,
         )
 
     def index(self, label: str) -> int:
@@ -184,8 +190,15 @@ class Segmentation:
         """Share of the picture that the label covers, 0..1."""
         return float(self._pixels[self.index(label)] / self.label_map.size)
 
+    def mask(self, label: str) -> np.ndarray:
+        """Soft mask (H, W) float32, 0..1, of a label: its probability, or with overlapping labels its own mask."""
+        position, scores = self.index(label), torch.from_numpy(self.scores)
+        soft = scores[position] if self.overlapping else (scores[position] - self._log_sum).exp()
+        finer = functional.interpolate(soft[None, None], size=self.label_map.shape, mode="bilinear", align_corners=True)
+        return finer[0, 0].numpy()
+
     def mean_score(self, label: str) -> float | None:
-        """Mean probability (softmax over the labels, 0..1) of a label over the region it covers.
+        """Mean probability (softmax over the labels, or its soft mask; 0..1) of a label over the region it covers.
 
         Each pixel has the probability of the score cell it falls into. None where the label covers nothing.
         """
@@ -205,7 +218,8 @@ class Segmentation:
         (height, width), (rows, columns) = self.label_map.shape, self.scores.shape[1:]
         row = (np.arange(height) * rows // height)[:, None]
         column = np.arange(width) * columns // width
-        probability = np.exp(self.scores[self.label_map, row, column] - self._log_sum.numpy()[row, column])
+        chosen = self.scores[self.label_map, row, column]
+        probability = chosen if self.overlapping else np.exp(chosen - self._log_sum.numpy()[row, column])
         return np.bincount(self.label_map.ravel(), weights=probability.ravel(), minlength=len(self.labels))
 
     @cached_property

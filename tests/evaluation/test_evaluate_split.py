@@ -138,6 +138,43 @@ def test_background_threshold(evaluate, threshold, expected):
     assert (result.examples[0].prediction == expected).all()
 
 
+@pytest.mark.parametrize(("threshold", "expected"), [(0.4, 0), (0.6, 1)])
+def test_soft_masks_are_compared_with_the_threshold_as_they_are(tmp_path, write_prepared, threshold, expected):
+    words = Vocabulary(names=("sky", "background", "ring"))
+    result = evaluate_split(
+        predictions=predict(tmp_path / "predict", {"a": halves(upper=0, lower=0)}, names=words.names, height=0.5),
+        prepared=write_prepared(words, {"a": halves()}),
+        split="test",
+        protocol=card(words, background={"policy": "threshold", "threshold": threshold, "label": "background"}),
+        pictures=1,
+        overlapping=True,
+    )
+    assert (result.examples[0].prediction == expected).all()
+
+
+def test_saved_scores_are_refined_with_the_picture_at_hand(tmp_path, write_prepared):
+    """Two kinds of scores per label, of which the refinement takes the second, its labels in the order of the card."""
+    with PredictionWriter(tmp_path / "predict") as writer:
+        kinds = np.stack([scores(halves()), scores(halves(upper=2, lower=2))])
+        writer.add("test", WORDS.names[::-1], "a", kinds[:, ::-1].copy())
+    seen = []
+
+    def second(found, image):
+        seen.append((found.shape, image.shape))
+        return found[1]
+
+    result = evaluate_split(
+        predictions=tmp_path / "predict",
+        prepared=write_prepared(WORDS, {"a": halves()}),
+        split="test",
+        protocol=card(WORDS),
+        pictures=1,
+        refine=second,
+    )
+    assert seen == [((2, 3, 8, 8), (8, 8, 3))]
+    assert (result.examples[0].prediction == 2).all()
+
+
 def test_examples_are_spread_over_the_split(evaluate):
     truths = {f"{number}": halves() for number in range(9)}
     result = evaluate(truths, truths, pictures=3)

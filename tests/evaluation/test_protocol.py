@@ -7,6 +7,7 @@ from lexiseg.evaluation.protocol import (
     ProtocolError,
     load_protocol,
     protocol_names,
+    read_class_list,
     require_same_protocol,
 )
 from lexiseg.methods.lseg.settings import PredictSettings
@@ -46,7 +47,72 @@ def test_cards_load_and_are_named_like_their_files(name):
 
 
 def test_the_usual_cards_are_there():
-    assert protocol_names() == ["camvid", "coco", "coco20i", "episodes", "fss", "generic", "pascal5i", "world"]
+    assert set(protocol_names()) == {
+        *("camvid", "coco", "coco20i", "episodes", "fss", "generic", "pascal5i", "world"),
+        *TCL_BENCHMARKS,
+    }
+
+
+# Names, and whether there is a background among them.
+TCL_BENCHMARKS = {
+    "voc": (21, True),
+    "voc20": (20, False),
+    "context": (60, True),
+    "context59": (59, False),
+    "coco_object": (81, True),
+    "coco_stuff": (171, False),
+    "cityscapes": (19, False),
+    "ade20k": (150, False),
+}
+
+
+@pytest.mark.parametrize("name", TCL_BENCHMARKS)
+def test_the_benchmarks_of_tcl(name):
+    count, background = TCL_BENCHMARKS[name]
+    card = load_protocol(name)
+    assert card.class_list is not None
+    names = (("background",) if background else ()) + read_class_list(card.class_list)
+    assert len(set(names)) == len(names) == count
+    assert all(one == one.strip() and one for one in names)
+    assert card.background.policy == ("threshold" if background else "none")
+    assert card.background.threshold == (0.4 if background else None)
+    assert not card.align_corners
+    assert (card.dataset, card.ignore_label, card.absent_class) == ("any", -100, "exclude")
+    assert resolve(card, vocabulary=Vocabulary(names=names), dataset="mine").dataset == "mine"
+
+
+def test_a_card_with_a_list_of_classes_is_for_these_alone():
+    names = list(read_class_list("voc20"))
+    wrong = Vocabulary(names=tuple("dining table" if name == "diningtable" else name for name in names))
+    with pytest.raises(ProtocolError, match="without diningtable and with dining table") as caught:
+        resolve(load_protocol("voc20"), vocabulary=wrong, dataset="mine")
+    assert "the 20 names that the protocol 'voc20' is about" in caught.value.allowed
+    with pytest.raises(ProtocolError, match="without background"):
+        resolve(load_protocol("voc"), vocabulary=Vocabulary(names=tuple(names)), dataset="mine")
+
+
+def test_a_method_sets_the_threshold_where_there_is_a_background():
+    vocabulary = Vocabulary(names=("background", *read_class_list("voc20")))
+    card = resolve(load_protocol("voc"), vocabulary=vocabulary, inference={"background_threshold": 0.5})
+    assert card.background.threshold == 0.5
+    assert card.hash != resolve(load_protocol("voc"), vocabulary=vocabulary).hash
+    assert resolve(load_protocol("voc"), vocabulary=vocabulary, inference={"background_threshold": None}).hash == (
+        resolve(load_protocol("voc"), vocabulary=vocabulary).hash
+    )
+    with pytest.raises(ProtocolError, match=r"a background threshold of 0\.5 under the protocol 'generic'") as caught:
+        resolve(load_protocol("generic"), inference={"background_threshold": 0.5})
+    assert "background_threshold` to null" in caught.value.fix
+
+
+def test_refinement_is_a_part_of_the_card():
+    done = {"pamr_iterations": 10, "knowledge_weight": 0.3}
+    card = resolve(load_protocol("generic"), inference={"refinement": done})
+    assert card.hash != resolve(load_protocol("generic")).hash
+    assert card.entry()["card"]["refinement"] == done
+    assert parse(card.entry()["card"], ProtocolCard).hash == card.hash
+    assert resolve(load_protocol("generic"), inference={"refinement": "none"}).hash == (
+        resolve(load_protocol("generic")).hash
+    )
 
 
 def test_unknown_card_lists_the_cards():
@@ -72,10 +138,13 @@ def test_every_field_changes_the_hash():
         resolve(card, inference={"flips": True}).hash,
         resolve(card, inference={"scales": (0.5, 1.0)}).hash,
         resolve(card, inference={"sliding_window": 480}).hash,
+        resolve(card, inference={"sliding_window": 480, "window_stride": 240}).hash,
+        resolve(card, inference={"short_side": 480}).hash,
+        resolve(changed(card, align_corners=False)).hash,
         resolve(card, vocabulary=Vocabulary(names=("sky", "background", "ring"), seen=(True, True, False))).hash,
         resolve(card, vocabulary=Vocabulary(names=WORDS.names)).hash,
     }
-    assert len(hashes) == 15
+    assert len(hashes) == 18
     assert resolve(card).hash == resolve(load_protocol("generic")).hash
 
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from lexiseg.data.dataset import PreparedSplit
 from lexiseg.data.episodes import LABELS, OTHERS, episode_id, read_episodes, resize_ids, resize_picture
 from lexiseg.errors import DataError
-from lexiseg.evaluation.evaluate import Example, SplitResult, spread
+from lexiseg.evaluation.evaluate import Example, Refine, SplitResult, spread
 from lexiseg.evaluation.metrics import AbsentClass, mean_over
 from lexiseg.evaluation.predictions import read_predictions
 from lexiseg.evaluation.protocol import ProtocolCard
@@ -101,7 +101,13 @@ class EpisodeMeter:
 
 
 def evaluate_episodes(
-    *, predictions: Path, prepared: Path, split: str, protocol: ProtocolCard, pictures: int = 0
+    *,
+    predictions: Path,
+    prepared: Path,
+    split: str,
+    protocol: ProtocolCard,
+    pictures: int = 0,
+    refine: Refine | None = None,
 ) -> SplitResult:
     """Evaluate the episodes of one split, one by one.
 
@@ -111,6 +117,7 @@ def evaluate_episodes(
         split: name of the split.
         protocol: a resolved card with the size of the pictures in `episodes`.
         pictures: number of examples to keep.
+        refine: see `Refine`.
 
     Returns:
         metrics: `EpisodeMeter.result` and the number of episodes. per_class: class, seen, episodes, iou,
@@ -146,14 +153,20 @@ def evaluate_episodes(
         row = data[positions[sample]]
         truth = resize_ids(row["semantic"], size)
         is_class, ignored = truth == data.vocabulary.index(name), truth == IGNORE_LABEL
-        found = upsample_argmax(torch.from_numpy(scores)[None], height=size[0], width=size[1])[0].numpy()
+        image = resize_picture(row["image"], size)
+        if refine is not None:
+            scores = refine(scores, image)
+        best = upsample_argmax(
+            torch.from_numpy(scores)[None], height=size[0], width=size[1], align_corners=protocol.align_corners
+        )
+        found = best[0].numpy()
         meter.update(found, is_class, ignored, name, times=times[pair])
         if number in wanted:
             label = 1 + asked.classes.index(name)
             examples.append(
                 Example(
                     id=f"{sample}, {name}",
-                    image=resize_picture(row["image"], size),
+                    image=image,
                     truth=np.where(ignored, IGNORE_LABEL, np.where(is_class, label, 0)),
                     prediction=np.where(found == 1, label, 0),
                 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from lexiseg.errors import DataError
 from lexiseg.evaluation.boundary import BoundaryScore
 from lexiseg.evaluation.metrics import AbsentClass, ConfusionMatrix
 from lexiseg.evaluation.predictions import read_predictions
-from lexiseg.evaluation.protocol import Background, ProtocolCard
+from lexiseg.evaluation.protocol import ProtocolCard
 from lexiseg.segmentation import IGNORE_LABEL, upsample_argmax
 from lexiseg.vocabulary import Vocabulary
 
@@ -63,8 +63,19 @@ class SplitResult:
     images: int
 
 
+Refine = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""What a method does to its scores before they are compared: (saved scores, picture (H, W, 3)) -> (N, h, w)."""
+
+
 def evaluate_split(
-    *, predictions: Path, prepared: Path, split: str, protocol: ProtocolCard, pictures: int = 0
+    *,
+    predictions: Path,
+    prepared: Path,
+    split: str,
+    protocol: ProtocolCard,
+    pictures: int = 0,
+    refine: Refine | None = None,
+    overlapping: bool = False,
 ) -> SplitResult:
     """Evaluate one split, image by image, so that memory does not grow with it.
 
@@ -74,6 +85,8 @@ def evaluate_split(
         split: name of the split; its samples without labels are passed over.
         protocol: a resolved card (see `ProtocolCard.resolve`).
         pictures: number of examples to keep.
+        refine: see `Refine`; None: the saved scores are compared as they are.
+        overlapping: what is compared are soft masks, 0..1, not logits.
 
     Raises:
         DataError: predictions for other labels or samples than the split's, labelled samples without a
@@ -90,8 +103,9 @@ def evaluate_split(
     # The order of the labels is the writer's; from here on rows are in the order of the evaluated classes.
     rows = [names.index(name) for name in counter.classes]
     bar = tqdm(scored, desc=f"evaluate {split}", total=len(positions), mininterval=1, unit="image")
-    for batch in _batches(_labelled(bar, data, positions, rows, done)):
-        for sample, prediction in zip(batch, _label_maps(batch, protocol.background, counter.classes), strict=True):
+    for batch in _batches(_labelled(bar, data, positions, rows, done, refine)):
+        maps = _label_maps(batch, protocol, counter.classes, overlapping=overlapping)
+        for sample, prediction in zip(batch, maps, strict=True):
             truth = counter.add(sample.truth, prediction)
             if sample.position in wanted:
                 examples.append(Example(id=sample.id, image=sample.image, truth=truth, prediction=prediction))
@@ -174,7 +188,12 @@ class _Counter:
 
 
 def _labelled(
-    scored: Any, data: PreparedSplit, positions: dict[str, int], rows: list[int], done: set[str]
+    scored: Any,
+    data: PreparedSplit,
+    positions: dict[str, int],
+    rows: list[int],
+    done: set[str],
+    refine: Refine | None,
 ) -> Iterator[_Sample]:
     for id, scores in scored:
         if id not in positions:
@@ -186,7 +205,8 @@ def _labelled(
         done.add(id)
         sample = data[positions[id]]
         if sample["semantic"] is not None:
-            yield _Sample(id, positions[id], scores[rows], sample["image"], sample["semantic"])
+            scores = scores[..., rows, :, :] if refine is None else refine(scores[..., rows, :, :], sample["image"])
+            yield _Sample(id, positions[id], scores, sample["image"], sample["semantic"])
 
 
 def _batches(samples: Iterator[_Sample]) -> Iterator[list[_Sample]]:
@@ -205,16 +225,21 @@ def _batches(samples: Iterator[_Sample]) -> Iterator[list[_Sample]]:
         yield batch
 
 
-def _label_maps(batch: list[_Sample], background: Background, classes: tuple[str, ...]) -> np.ndarray:
+def _label_maps(
+    batch: list[_Sample], protocol: ProtocolCard, classes: tuple[str, ...], *, overlapping: bool
+) -> np.ndarray:
+    background = protocol.background
     scores = torch.from_numpy(np.stack([sample.scores for sample in batch]))
     if background.threshold is not None and background.label in classes:
         # With a constant map for background, "no class reaches the threshold" is an ordinary argmax.
         position = classes.index(background.label)
-        scores[:, position] = -torch.inf
-        scores = scores.softmax(dim=1)
+        if not overlapping:
+            scores[:, position] = -torch.inf
+            scores = scores.softmax(dim=1)
         scores[:, position] = background.threshold
     height, width = batch[0].truth.shape
-    return upsample_argmax(scores, height=height, width=width).long().numpy()
+    found = upsample_argmax(scores, height=height, width=width, align_corners=protocol.align_corners)
+    return found.long().numpy()
 
 
 def _check_labels(names: tuple[str, ...], vocabulary: Vocabulary, split: str) -> None:

@@ -3,6 +3,9 @@
     index.json                    {split: {"labels": [...], "ids": [...], "shards": [...]}}
     <split>-00000.safetensors     one float16 tensor (N, h, w) per image, named by its position in "ids"
 
+A method whose refinement takes K kinds of scores (TCL: the grounder's masks and the knowledge branch's) writes
+(K, N, h, w), and makes one out of them in its evaluate stage.
+
 The index is written last, so a folder without one is an interrupted prediction. Equal predictions give equal bytes.
 """
 
@@ -48,7 +51,7 @@ class PredictionWriter:
             split: name of the split.
             labels: the N names; the same for every image of a split.
             id: the sample's id, once per split.
-            scores: (N, h, w) logits of any float type; stored as float16.
+            scores: (N, h, w) or (K, N, h, w) of any float type; stored as float16.
 
         Raises:
             ModelError: the scores have another shape, or hold NaN or values outside float16 (+-65504).
@@ -69,10 +72,10 @@ class PredictionWriter:
                 fix="give each sample of the data set its own id",
             )
         tensor = torch.as_tensor(scores).detach().cpu().to(torch.float16)
-        if tensor.ndim != 3 or len(tensor) != len(entry["labels"]):
+        if tensor.ndim not in (3, 4) or tensor.shape[-3] != len(entry["labels"]):
             raise ModelError(
                 found=f"scores of shape {tuple(tensor.shape)} for {split}/{id}",
-                allowed=f"({len(entry['labels'])}, h, w): one map per label",
+                allowed=f"({len(entry['labels'])}, h, w), or several of that: one map per label",
                 fix="return the scores of all labels at low resolution",
             )
         if not bool(torch.isfinite(tensor).all()):
@@ -133,7 +136,7 @@ def read_predictions(folder: Path | str, split: str) -> tuple[tuple[str, ...], I
     """Read one split's predictions, one image at a time.
 
     Returns:
-        The N labels, and an iterator of (id, scores), scores (N, h, w) float32, in the order they were written.
+        The N labels, and an iterator of (id, scores), float32 of the shape that was given, in the order of writing.
 
     Raises:
         DataError: the folder has no index or no such split; while iterating: a shard is missing or damaged.

@@ -13,6 +13,7 @@ from lexiseg.settings import Block, parse, read_yaml
 from lexiseg.storage import sha256_of_json
 from lexiseg.vocabulary import Vocabulary
 
+_CLASSES = Path(__file__).parent / "classes"
 _CARDS = Path(__file__).parent / "protocols"
 ANY_DATASET = ANY_SIZE = "any"
 
@@ -26,9 +27,9 @@ class Background(Block):
 
     Attributes:
         policy: "none": every pixel gets the best of the classes. "threshold": a pixel whose highest
-            probability (softmax over the classes other than `label`, at the resolution of the scores) stays
-            below `threshold` gets `label`.
-        threshold: 0..1, with the policy "threshold" only.
+            probability (its soft mask; of methods whose labels compete, softmax over the classes other than
+            `label`, at the resolution of the scores) stays below `threshold` gets `label`.
+        threshold: 0..1, null with the policy "none".
         label: the class of the vocabulary that stands for background.
     """
 
@@ -45,6 +46,18 @@ class Background(Block):
         return self
 
 
+class Refinement(Block):
+    """What was done to soft masks before they were compared (TCL).
+
+    Attributes:
+        pamr_iterations: of PAMR; 0: none.
+        knowledge_weight: share of the untrained CLIP's own masks, 0..1.
+    """
+
+    pamr_iterations: int = Field(ge=0)
+    knowledge_weight: float = Field(ge=0, le=1)
+
+
 class ProtocolCard(Block):
     """Everything that decides what a metric means. A card can only state what the code does.
 
@@ -59,13 +72,13 @@ class ProtocolCard(Block):
         ignore_label: marks pixels that count nowhere.
         absent_class: a class that is neither in the truth nor in the prediction of the whole split is left
             out of means ("exclude") or counts as 0 ("zero").
-        resolution: "labels": logits are upsampled bilinearly (align_corners=True) to the size of the label
-            image, then each pixel takes the best class.
-        sliding_window: null: the whole image at once; otherwise side of the windows in pixels, which start 2/3 of it
-            apart; where they overlap, scores are averaged. Filled by `resolve`, like the next two.
+        resolution: "labels": scores are upsampled bilinearly to the size of the label image, then each pixel takes the
+            best class.
+        sliding_window: null: the whole image at once; otherwise side of the windows in pixels; where they overlap,
+            scores are averaged. Filled by `resolve`, like the next three.
         flips: whether the scores of the mirrored image were added.
         scales: sizes of the image, relative to the one that the method takes, whose scores were added.
-        refinement: "none": no post-processing of scores or masks.
+        refinement: see `Refinement`; "none": no post-processing of scores or masks.
         vocabulary_hash: filled by `resolve`.
         boundary_tolerance: of the boundary F-score, share of the image diagonal; filled by `resolve`.
         episodes: null: all names of the label set compete at every pixel. Otherwise a picture is asked about one
@@ -73,6 +86,11 @@ class ProtocolCard(Block):
             picture and labels were brought to this [height, width]; "any": to the one of the settings, filled by
             `resolve`.
         base_size: long side in pixels that scale 1 means; null: the method's own choice. Filled by `resolve`.
+        short_side: short side in pixels that images are scaled to; null: see `base_size`. Filled by `resolve`.
+        window_stride: pixels between windows; null: 2/3 of their side. Filled by `resolve`.
+        align_corners: of the upsampling; false as in mmsegmentation.
+        class_list: the list in `evaluation/classes` that the vocabulary has to be, together with the background's label
+            where the card has one; null: any.
     """
 
     name: str
@@ -86,12 +104,16 @@ class ProtocolCard(Block):
     sliding_window: int | None
     flips: bool
     scales: tuple[float, ...]
-    refinement: Literal["none"]
+    refinement: Literal["none"] | Refinement
     vocabulary_hash: str | None = None
     templates: tuple[str, ...] | None = None
     boundary_tolerance: float | None = None
     episodes: tuple[int, int] | Literal["any"] | None = None
     base_size: int | None = None
+    short_side: int | None = None
+    window_stride: int | None = None
+    align_corners: bool = True
+    class_list: str | None = None
 
     def resolve(
         self,
@@ -113,14 +135,16 @@ class ProtocolCard(Block):
             templates: those in use; none for a table of vectors, which was made with templates of its own.
             boundary_tolerance: share of the image diagonal, see `lexiseg.evaluation.boundary`.
             episodes: the setting `evaluate.episodes`.
-            inference: how the method made the scores: `sliding_window`, `flips`, `scales` and `base_size` where they
-                are not those of one pass over the whole image.
+            inference: how the method made the scores: `sliding_window`, `flips`, `scales`, `refinement` and the like,
+                where they are not those of one pass over the whole image; and `background_threshold` where the method
+                sets its own.
 
         Raises:
             ProtocolError: the card is for another data set, asks for classes that the vocabulary lacks, or asks in
                 another way than the predictions were made.
         """
         self.check(dataset=dataset, adapter=adapter, episodes=episodes)
+        self._check_names(vocabulary)
         names = [vocabulary.names[index] for index in self.classes(vocabulary)]
         if not names:
             raise ProtocolError(
@@ -128,12 +152,15 @@ class ProtocolCard(Block):
                 allowed="a label set with at least one class of the vocabulary",
                 fix="choose a card with `label_set: all`",
             )
-        if self.background.policy == "threshold" and self.background.label not in names:
+        if self.background.policy != "none" and self.background.label not in names:
             raise ProtocolError(
                 found=f"the protocol {self.name!r} uses the class {self.background.label!r} as background",
                 allowed=f"one of the classes it evaluates: {', '.join(names)}",
                 fix="name another class in the card, or set its background policy to none",
             )
+        made = dict(inference or {})
+        if isinstance(made.get("refinement"), Mapping):
+            made["refinement"] = Refinement(**made["refinement"])
         return self.model_copy(
             update={
                 "dataset": dataset,
@@ -141,9 +168,38 @@ class ProtocolCard(Block):
                 "templates": templates,
                 "boundary_tolerance": boundary_tolerance,
                 "episodes": episodes,
-                **(inference or {}),
+                "background": self._background(made.pop("background_threshold", None)),
+                **made,
             }
         )
+
+    def _check_names(self, vocabulary: Vocabulary) -> None:
+        if self.class_list is None:
+            return
+        background = (self.background.label,) if self.background.policy != "none" else ()
+        expected = background + read_class_list(self.class_list)
+        faults = {
+            "without": [name for name in expected if name not in vocabulary.names],
+            "with": [name for name in vocabulary.names if name not in expected],
+        }
+        found = [f"{how} {', '.join(some[:5])}{', …' if len(some) > 5 else ''}" for how, some in faults.items() if some]
+        if found:
+            raise ProtocolError(
+                found=f"a vocabulary {' and '.join(found)}",
+                allowed=f"the {len(expected)} names that the protocol {self.name!r} is about",
+                fix="give the data set these names, spelt as there, or set `evaluate.protocol: generic`",
+            )
+
+    def _background(self, threshold: float | None) -> Background:
+        if threshold is None:
+            return self.background
+        if self.background.policy == "none":
+            raise ProtocolError(
+                found=f"a background threshold of {threshold:g} under the protocol {self.name!r}, which uses none",
+                allowed="a threshold with a card that has one",
+                fix="set the method's `refine.background_threshold` to null",
+            )
+        return self.background.model_copy(update={"threshold": threshold})
 
     def check(self, *, dataset: str, adapter: str | None, episodes: tuple[int, int] | None) -> None:
         """Whether the card fits a data set and the way it is asked, which the settings alone tell.
@@ -191,8 +247,14 @@ class ProtocolCard(Block):
 
     def _content(self) -> dict[str, Any]:
         # These fields came later: cards that do not use them keep their hashes.
-        later = {name for name in ("episodes", "base_size") if getattr(self, name) is None}
+        names = ("episodes", "base_size", "short_side", "window_stride", "align_corners", "class_list")
+        later = {name for name in names if getattr(self, name) == type(self).model_fields[name].default}
         return self.model_dump(mode="json", exclude=later)
+
+
+def read_class_list(name: str) -> tuple[str, ...]:
+    """The class names of a benchmark without its background, in mmsegmentation's order and spelling."""
+    return tuple((_CLASSES / f"{name}.txt").read_text(encoding="utf-8").splitlines())
 
 
 def protocol_names() -> list[str]:
