@@ -240,7 +240,9 @@ def publish_artifacts(name: str, root: Path) -> None:
     if kind.endswith("-evaluate") and kind != "encode-evaluate":
         method = item or kind.removesuffix("-evaluate")
         folder = root / "outputs" / (f"baselines/{item}" if item else method) / "evaluate"
-        metrics = read_json(folder / "metrics.json")["splits"]
+        metrics = read_json(folder / "metrics.json").get("splits")
+        if metrics is None:  # its `run` is false
+            return
         rows = [{"split": split} | percent(values) for split, values in metrics.items()]
         create_table_artifact(table=rows, key=f"{method}-metrics", description=f"{method}, percent")
         # In the text itself: a page may not fetch files of this machine, and shows these wherever it is opened.

@@ -124,12 +124,12 @@ def test_the_encoders_stand_below_the_table(trials, tmp_path):
     assert lines == ["Frozen CLIP, test: R@1 image to text 50.0, text to image 25.0."]
 
 
-@pytest.mark.parametrize("method", ["tcl", "linear"])
+@pytest.mark.parametrize("method", ["unet", "linear"])
 def test_a_method_without_ablations(trials, tmp_path, method):
     with pytest.raises(SettingsError) as caught:
         ablate(tmp_path, method, seeds=[0])
     assert caught.value.found == f"no ablations for `{method}`"
-    assert caught.value.allowed == "lseg"
+    assert caught.value.allowed == "lseg, tcl"
     assert caught.value.fix
 
 

@@ -132,7 +132,7 @@ def test_two_wrong_keys_at_once(lexiseg, tree, command):
         tree,
         ("seed: 0 ", "sead: 0 "),
         ("init: backbone ", "init: bakcbone "),
-        ("    workers: 0 ", "    workers: many "),
+        ("    accumulate: 1 ", "    accumulate: many "),
     )
     text = lexiseg(*command.split()).in_three_parts("SettingsError")
     assert "found: 4 fault(s) in params.yaml:" in text
@@ -140,7 +140,7 @@ def test_two_wrong_keys_at_once(lexiseg, tree, command):
     assert "`seed`: missing" in text
     assert '`lseg.model.init`: "bakcbone"' in text
     assert "`lseg.model.init`: one of backbone, random" in text
-    assert '`lseg.train.workers`: "many"' in text
+    assert '`lseg.train.accumulate`: "many"' in text
     assert not (tree / "outputs").exists()
     assert not (tree / ".lexiseg").exists()
 

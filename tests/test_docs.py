@@ -24,6 +24,7 @@ import torch
 import typer.main
 from helpers.coco import write_coco
 from helpers.official_lseg import write_checkpoint
+from helpers.official_tcl import officially_named
 from helpers.working_tree import SOURCE, change, environment, run, write_street
 from ruamel.yaml import YAML
 from safetensors.torch import save_file
@@ -32,7 +33,7 @@ from lexiseg.cli import app
 from lexiseg.data.adapters.coco_words import STUFF, THINGS
 from lexiseg.pipeline import read_graph
 from lexiseg.settings import read_yaml
-from lexiseg.storage import sha256_of_file
+from lexiseg.storage import load_tensors, sha256_of_file
 
 PAGES = [
     "README.md",
@@ -40,7 +41,7 @@ PAGES = [
     *sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.glob("src/**/*.md")),
 ]
 # Pages whose commands train a model of real size or run whole graphs: in `make test-all` only.
-SLOW_PAGES = {"docs/own-data.md", "docs/lseg.md", "docs/prefect.md"}
+SLOW_PAGES = {"docs/own-data.md", "docs/lseg.md", "docs/tcl.md", "docs/prefect.md"}
 LANGUAGES = ("sh", "console", "python", "yaml")
 # A page may hold a whole repro; on a busy machine that takes its time.
 pytestmark = pytest.mark.timeout(1200)
@@ -68,6 +69,14 @@ INSTEAD = {
     "lexiseg ablate lseg --seeds 3": (
         "lexiseg ablate lseg --seeds 1 --variant 'as set'",
         "three variants and three seeds are nine trainings; one is run",
+    ),
+    "lexiseg ablate tcl --seeds 3": (
+        "lexiseg ablate tcl --seeds 1 --variant '+ area'",
+        "seven variants and three seeds are 21 trials; one is run",
+    ),
+    "lexiseg ablate tcl --table texts --seeds 3": (
+        "lexiseg ablate tcl --table texts --seeds 1 --variant nouns",
+        "two variants and three seeds are six trainings; one is run",
     ),
     "lexiseg ablate lseg --table blocks --seeds 3": (
         "lexiseg ablate lseg --table blocks --seeds 1 --variant 'bottleneck 2'",
@@ -157,6 +166,8 @@ def stage_set(micro_tree: Path) -> Path:
             {"encode": {part: {"sha256": digest} for part, digest in hashes.items()}},
         )
     write_checkpoint(micro_tree / "demo_e200.ckpt")
+    grounder = load_tensors(micro_tree / "outputs/tcl/train/model.safetensors")
+    torch.save({"model": officially_named(grounder)}, micro_tree / "tcl.pth")
     own = beside / "pictures"
     for split in ("train", "val", "test"):
         for folder, source in (("images", split), ("masks", f"{split}annot")):

@@ -38,6 +38,7 @@ AS_A_WHOLE = {
     "src/lexiseg/evaluation",
     "src/lexiseg/methods/baselines",
     "src/lexiseg/methods/lseg",
+    "src/lexiseg/methods/tcl",
 }
 
 
@@ -52,7 +53,7 @@ def imports() -> grimp.ImportGraph:
     return grimp.build_graph("lexiseg", cache_dir=None, exclude_type_checking_imports=True)
 
 
-def referred(module: str, arguments: dict[str, str]) -> list[str]:
+def referred(module: str, arguments: dict[str, str], *, stage: str) -> list[str]:
     """The modules that `module` imports by a name in a table, for a stage with these arguments."""
     references: Iterable[str] = ()
     if module == "lexiseg.data.adapters":
@@ -60,7 +61,10 @@ def referred(module: str, arguments: dict[str, str]) -> list[str]:
     elif module == "lexiseg.methods" and "name" in arguments:
         references = [BASELINES[arguments["name"]]]
     elif module == "lexiseg.methods" and arguments.get("method") in METHODS:
-        references = [METHODS[arguments["method"]].load]
+        entry = METHODS[arguments["method"]]
+        # The evaluate stage has no model, only what is done to saved scores; register copies the model's files.
+        parts = {"evaluate": [entry.refiner], "register": []}.get(stage.rpartition("-")[2], [entry.load])
+        references = filter(None, parts)
     return [reference.partition(":")[0] for reference in references]
 
 
@@ -71,7 +75,7 @@ def run_by(stage: str) -> set[str]:
     waiting = [reference.partition(":")[0]]
     while waiting:
         module = waiting.pop()
-        waiting += referred(module, arguments) if module not in seen else []
+        waiting += referred(module, arguments, stage=stage) if module not in seen else []
         if module not in seen and module not in PLUMBING:
             waiting += imports().find_modules_directly_imported_by(module)
         seen.add(module)

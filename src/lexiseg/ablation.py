@@ -39,7 +39,8 @@ def ablate(
 
     Returns:
         method, table, profile, data, protocol (name and hash), seeds; `rows`: per variant of the method, per baseline
-        and for the encoders (`variant` None for both), and per split: `seeds` with the metrics of each, `mean`, `std`.
+        and for the encoders (`variant` None for both), and per split: `protocol_hash`,
+        `seeds` with the metrics of each, `mean`, `std`.
 
     Raises:
         SettingsError: no such method, table or variant.
@@ -65,6 +66,8 @@ def ablate(
     trials = Trials(root)
     splits = list(splits or trials.values["evaluate"]["splits"])
     common: dict[str, Any] = {"evaluate.splits": splits}
+    if trials.values.get(method, {}).get("run") is False:
+        common[f"{method}.run"] = True
     measured: dict[tuple[str, str | None], dict[int, Any]] = {}
     # All of them means all that differ: under some profiles the paper's network is what is set.
     chosen = list(variants) or [
@@ -84,6 +87,7 @@ def ablate(
         measured.setdefault(("encoders", None), {})[seed] = {"splits": encoders}
     rows = [
         {"method": who, "variant": variant, "split": split}
+        | _protocol_of(by_seed[seeds[0]])
         | _over_seeds({seed: found["splits"][split] for seed, found in by_seed.items()})
         for split in splits
         for (who, variant), by_seed in measured.items()
@@ -107,10 +111,15 @@ def table_lines(result: Mapping[str, Any]) -> list[str]:
     names = [name for name in HEADLINE if any(name in row["mean"] for row in rows)]
     titles = [name.replace("miou", "mIoU").replace("fb_iou", "FB-IoU").replace("_", " ") for name in names]
     lines = ["| " + " | ".join([f"{result['data']}, split", "what", *titles]) + " |", "|---" * (2 + len(names)) + "|"]
+    usual = result.get("protocol", {}).get("hash")
     for row in rows:
         what = row["method"] + (f", {row['variant']}" if row["variant"] else "")
+        if row.get("protocol_hash", usual) != usual:
+            what += " *"
         cells = [_cell(row["mean"].get(name), row["std"].get(name)) for name in names]
         lines.append("| " + " | ".join([row["split"], what, *cells]) + " |")
+    if any(" * |" in line for line in lines):
+        lines += ["", "\\* measured under another protocol than the first row"]
     return lines
 
 
@@ -123,6 +132,10 @@ def retrieval_lines(result: Mapping[str, Any]) -> list[str]:
         if row["method"] == "encoders"
         for one, other in [("image_to_text_r1", "text_to_image_r1")]
     ]
+
+
+def _protocol_of(metrics: Mapping[str, Any]) -> dict[str, str]:
+    return {"protocol_hash": metrics["protocol"]["hash"]} if "protocol" in metrics else {}
 
 
 def _differs(values: Mapping[str, Any], changes: Mapping[str, Any]) -> bool:

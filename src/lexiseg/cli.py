@@ -110,7 +110,7 @@ def predict(
         str, typer.Option(help="Model folder, or models:/NAME@ALIAS of MLflow's registry.")
     ] = "outputs/lseg/register",
 ) -> None:
-    """Colour pictures by words: label map (PNG of indices), overlay and JSON per picture.
+    """Colour pictures by words: label map (PNG of indices), overlay and JSON per picture, with TCL soft masks too.
 
     Example: lexiseg predict photo.jpg --labels "grass, sky, ring" --out predictions
     """
@@ -161,7 +161,7 @@ def import_(
     """Turn a checkpoint of the official implementation into a model folder. No code in the file is executed.
 
     Keys of --set for lseg: block, block_depth, activation, readout, heads, temperature, and predict.KEY for the keys
-    of lseg.predict in params.yaml.
+    of lseg.predict in params.yaml; for tcl: statistics, temperature.
 
     Example: lexiseg import lseg demo_e200.ckpt --out models/demo_e200
     """

@@ -134,7 +134,9 @@ def _graph_settings(method: str, folder: Path, *, config: Mapping[str, Any]) -> 
     if not clip_file.is_file() or isinstance(read_json(clip_file)["model"].get("vision_cfg", {}).get("layers"), list):
         return None
     place, start = setting_path(folder), {"sha256": model_identity(folder)}
-    own = {"model": {**config["model"], "init": place, **start}, "train": {"steps": 0, "epochs": None}}
+    own = {"run": True, "model": {**config["model"], "init": place, **start}, "train": {"steps": 0}}
+    if method == "lseg":
+        own["train"]["epochs"] = None
     templates = read_json(folder / "text" / "text.json")["templates"]
     clip = dict.fromkeys(("model", "licence"))
     backbone = dict.fromkeys(("name", "weights", "sha256", "licence", "mean", "std"))
@@ -146,20 +148,31 @@ def _graph_settings(method: str, folder: Path, *, config: Mapping[str, Any]) -> 
             "backbone": {"source": "clip", **backbone},
         },
         "baselines": ["maskclip"],
-        method: own | {key: config[key] for key in ("predict",) if key in config},
+        **{name: {"run": False} for name in METHODS if name != method},
+        method: own | {key: config[key] for key in ("predict", "refine") if key in config},
     }
 
 
 def _write_text(folder: Path, imported: Imported, text: Path | None) -> str:
     """Write the text side; returns where it comes from, in words."""
     if text is not None:
-        if not (text / "text" / "text.json").is_file():
+        file = text / "text" / "text.json"
+        if not file.is_file():
             raise ModelError(
                 found=f"{text} has no text/text.json",
                 allowed="an encode or model folder, such as outputs/encode",
                 fix="name the right one",
             )
         copy_text(text, folder)
+        source = read_json(file)["source"]
+        if imported.needs_clip and not (source == "clip" and (text / "clip" / "clip.json").is_file()):
+            raise ModelError(
+                found=f"{text} has no CLIP: its label vectors are of the source {source}",
+                allowed="a folder with the CLIP, image tower included, that the network was trained on",
+                fix="name one that has it, such as outputs/encode after `encode.clip` was set to that CLIP",
+            )
+        if imported.needs_clip:
+            _write_templates(folder, imported, licence=read_json(file)["licence"])
         return f"that of {text.name}"
     if imported.clip is None:
         raise ModelError(
@@ -169,7 +182,13 @@ def _write_text(folder: Path, imported: Imported, text: Path | None) -> str:
         )
     (folder / "clip").mkdir()
     config = save_openai_clip(folder / "clip", imported.clip)
-    # Labels go in bare, as the official code does it.
-    text_config = {"source": "clip", "licence": config["licence"], "templates": ["{}"]}
-    write_json(folder / "text" / "text.json", text_config)
+    _write_templates(folder, imported, licence=config["licence"])
     return f"the CLIP in the checkpoint ({config['model']['embed_dim']} numbers per label)"
+
+
+def _write_templates(folder: Path, imported: Imported, *, licence: str) -> None:
+    """Labels go into the CLIP in the folder as in the official code."""
+    config = {"source": "clip", "licence": licence, "templates": list(imported.templates)}
+    if imported.average != "unit":
+        config["average"] = imported.average
+    write_json(folder / "text" / "text.json", config)

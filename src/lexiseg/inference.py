@@ -12,12 +12,13 @@ from tqdm import tqdm
 
 from lexiseg.data.adapters.files import picture_pixels, pixel_limit, read_picture
 from lexiseg.errors import DataError, LabelError, ModelError
-from lexiseg.methods import load_scorer
-from lexiseg.pictures import overlay
+from lexiseg.methods import METHODS, load_refiner, load_scorer
+from lexiseg.pictures import MOST_PANELS, mask_sheet, overlay
 from lexiseg.segmentation import ImageLike, NamedLabels, Segmentation, check_labels
-from lexiseg.storage import atomic_path, write_json
+from lexiseg.storage import atomic_path, read_json, write_json
 
 MAX_PIXELS = 50_000_000
+_ENDS = (".png", "_overlay.png", ".json", "_masks.png", "_masks")
 
 
 class Model:
@@ -32,11 +33,15 @@ class Model:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._scorer: Any = load_scorer(folder)
+        self._refine = load_refiner(folder)
+        self._overlapping = METHODS[read_json(folder / "model.json")["method"]].overlapping
 
     def segment(
         self, image: ImageLike, labels: Sequence[str] | NamedLabels, *, protocol: str | None = None
     ) -> Segmentation:
         """Divide one picture among the labels, any number and order of them.
+
+        Where labels may overlap ("red ring", "ring"; with TCL), each has a soft mask of its own, `Segmentation.mask`.
 
         Args:
             image: path, PIL image, or uint8 RGB array (H, W, 3).
@@ -51,8 +56,15 @@ class Model:
         names = self.check_labels(labels)
         pixels = _as_array(image)
         scores = self._scorer.scores([pixels], names)[0]
+        if self._refine is not None:
+            scores = self._refine(scores, pixels)
         return Segmentation.from_scores(
-            labels=names, scores=scores, height=pixels.shape[0], width=pixels.shape[1], protocol=protocol
+            labels=names,
+            scores=scores,
+            height=pixels.shape[0],
+            width=pixels.shape[1],
+            protocol=protocol,
+            overlapping=self._overlapping,
         )
 
     def check_labels(self, labels: Sequence[str] | NamedLabels) -> tuple[str, ...]:
@@ -121,13 +133,17 @@ def predict_files(
 ) -> Iterator[dict[str, Any]]:
     """Segment picture files and write, for each: <stem>.png (label indices), <stem>_overlay.png, <stem>.json.
 
+    Where labels may overlap, also <stem>_masks.png, all soft masks to look at, and <stem>_masks/<index>.png with their
+    values (8 bits, 255 is 1).
+
     All pictures are looked for before the first is segmented. Pictures whose results would have the same names are
     numbered, and no result takes the place of one of the pictures.
 
     Yields:
         The content of each JSON: `{"image", "size", "model", "labels": [{"index", "label", "area", "score"}],
         "unknown_words", "stand_ins"}`; area is the share of the picture and score the mean probability there (null
-        where the label covers nothing), both 0..1.
+        where the label covers nothing), both 0..1. Where labels may overlap, score is the mean of the soft mask there,
+        and each label has "mask", its mask's file, and "mask_area", the share of the picture where that is above 0.5.
 
     Raises:
         DataError: a picture is missing, cannot be read, or would be overwritten.
@@ -142,19 +158,21 @@ def predict_files(
     results = _result_files(images, out)
     deep = np.uint8 if len(names) <= 256 else np.uint16
     quiet = len(images) < 5
-    for path, (label_map, coloured, table) in zip(
+    for path, (label_map, coloured, table, sheet, folder) in zip(
         tqdm(images, desc="predict", unit="image", disable=quiet, mininterval=1), results, strict=True
     ):
         pixels = _as_array(path)
         result = model.segment(pixels, names)
         _save_picture(label_map, result.label_map.astype(deep))
         _save_picture(coloured, overlay(pixels, result.label_map, result.labels))
+        areas = _write_masks(result, pixels, sheet=sheet, folder=folder) if result.overlapping else []
         content = {
             "image": str(path),
             "size": {"height": pixels.shape[0], "width": pixels.shape[1]},
             "model": str(model.folder),
             "labels": [
                 {"index": index, "label": label, "area": result.area(label), "score": result.mean_score(label)}
+                | ({"mask": f"{folder.name}/{index}.png", "mask_area": areas[index]} if areas else {})
                 for index, label in enumerate(result.labels)
             ],
             "unknown_words": model.unknown_words(result.labels),
@@ -164,19 +182,37 @@ def predict_files(
         yield content
 
 
-def _result_files(images: Sequence[Path], out: Path) -> list[tuple[Path, Path, Path]]:
-    """Label map, overlay and JSON of every picture, all different."""
+def _write_masks(result: Segmentation, pixels: np.ndarray, *, sheet: Path, folder: Path) -> list[float]:
+    """The mask of each label as a file, and the first of them as one picture; returns the share of each above 0.5."""
+    areas, shown = [], []
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        # One after the other: all of them at full size may not fit into memory.
+        for index, label in enumerate(result.labels):
+            mask = result.mask(label)
+            areas.append(float((mask > 0.5).mean()))
+            Image.fromarray((255 * mask).round().astype(np.uint8)).save(temporary / f"{index}.png")
+            if index < MOST_PANELS:
+                shown.append(mask)
+    _save_picture(sheet, mask_sheet(pixels, shown, result.labels))
+    return areas
+
+
+def _result_files(images: Sequence[Path], out: Path) -> list[tuple[Path, ...]]:
+    """Label map, overlay, JSON, sheet and folder of masks of every picture, all different."""
     used: set[Path] = set()
     results = []
     for path in images:
         stem, number = path.stem, 1
-        while used & set(files := tuple(out / f"{stem}{end}" for end in (".png", "_overlay.png", ".json"))):
+        while used & set(files := tuple(out / f"{stem}{end}" for end in _ENDS)):
             number += 1
             stem = f"{path.stem}_{number}"
         used.update(files)
         results.append(files)
     sources = {path.resolve() for path in images}
-    lost = sorted(str(file) for file in used if file.resolve() in sources)
+    # The folder of masks is replaced as a whole.
+    within = sources | {parent for source in sources for parent in source.parents}
+    lost = sorted(str(file) for file in used if file.resolve() in (sources if file.suffix else within))
     if lost:
         raise DataError(
             found=f"the result would overwrite the picture {', '.join(lost)}",

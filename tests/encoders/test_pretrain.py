@@ -188,6 +188,18 @@ def test_pictures_that_cannot_be_one_batch(tmp_path, fault):
     assert "`encode.clip.source`" in caught.value.fix
 
 
+def test_photographs_are_resized_to_one_size(tmp_path):
+    prepared(tmp_path)
+    save(tmp_path / "raw/images/train/1.png", np.full((20, 40, 3), 200, np.uint8))
+    save(tmp_path / "raw/masks/train/1.png", np.zeros((20, 40), np.uint8))
+    split = PreparedSplit(prepare_again(tmp_path), "train")
+    images = CaptionedImages(split, name="train", size=24).images
+    assert images.shape == (4, 3, 24, 24)
+    assert (images[split.ids.index("1")] == 200).all()
+    model, _, _ = pretrain({"train": split}, recipe(size=24, steps=1, warmup=0), seed=0)
+    assert model.config.image_size == 24
+
+
 # ---- training ----------------------------------------------------------------------------------------------------
 
 

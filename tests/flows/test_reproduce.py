@@ -97,7 +97,7 @@ def test_a_finished_graph_is_published_and_nothing_runs(tree, prefect):
     before = hash_tree(tree / "outputs")
     assert reproduce() == dict.fromkeys(read_graph(tree), "unchanged")
     assert hash_tree(tree / "outputs") == before
-    assert sorted(run.info.run_name for run in runs(tree)) == ["baselines/linear", "baselines/maskclip", "lseg"]
+    assert sorted(run.info.run_name for run in runs(tree)) == ["baselines/linear", "baselines/maskclip", "lseg", "tcl"]
     made = artifacts()
     assert {"results", "lseg-metrics", "lseg-pictures", "linear-metrics", "maskclip-pictures"} <= made.keys()
     shown = json.loads(made["results"])

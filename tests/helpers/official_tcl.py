@@ -209,3 +209,29 @@ class Official:
             "tv_mask_loss": variation(soft),
             "soft": soft,
         }
+
+
+def officially_named(tensors: Mapping[str, Tensor], *, block: int = 2) -> dict[str, Tensor]:
+    """The grounder of a model folder under the names of the released file, which leaves the temperatures out."""
+    encoder = "masker.image_encoder"
+    starts = {
+        "grounder.block.": f"{encoder}.backbone.transformer.resblocks.{block}.",
+        "grounder.ln_post.": f"{encoder}.decoder.image_proj.ln.",
+    }
+    names = {
+        "grounder.proj": f"{encoder}.decoder.image_proj.proj",
+        "grounder.sim_to_mask.scale": "masker.sim2mask.w",
+        "grounder.sim_to_mask.bias": "masker.sim2mask.b",
+    }
+    named = {}
+    for name, value in tensors.items():
+        start = next((start for start in starts if name.startswith(start)), None)
+        if start is not None:
+            named[starts[start] + name.removeprefix(start)] = value
+        elif name.startswith("grounder.decoder.stages."):
+            stage, unit, rest = name.removeprefix("grounder.decoder.stages.").split(".", 2)
+            rest = "gate.gate" if rest == "gate" else rest
+            named[f"{encoder}.decoder.decoder.net.{stage}.{('conv', 'conv2')[int(unit)]}.{rest}"] = value
+        elif name in names:
+            named[names[name]] = value
+    return named

@@ -47,6 +47,9 @@ SMALL: dict[str, Any] = {
     "lseg.train.steps": 2,
     "lseg.train.warmup": 1,
     "lseg.train.batch": 2,
+    "tcl.train.steps": 2,
+    "tcl.train.warmup": 1,
+    "tcl.train.batch": 2,
 }
 CAPTIONS = ["a small ring on grass", "grass", "a red ring", "sky over grass"]
 

@@ -26,6 +26,7 @@ MICRO: dict[str, Any] = {
     "evaluate": {"pictures": 1},
     "baseline": {"linear": {"steps": 3, "batch": 4}},
     "lseg": {"train": {"steps": 3, "warmup": 1, "batch": 4}},
+    "tcl": {"train": {"steps": 3, "warmup": 1, "batch": 4}},
 }
 MICRO_CAMVID: dict[str, Any] = {
     "baseline": {"linear": {"steps": 2, "batch": 2}},

@@ -15,11 +15,11 @@ from lexiseg.foreign import ForeignCheckpoint
 from lexiseg.layers.pamr import DILATIONS, local_std, pamr, pamr_affinity
 from lexiseg.methods.tcl.checkpoint import import_checkpoint, our_name
 from lexiseg.methods.tcl.decoder import ChannelNorm, GatedDecoder
+from lexiseg.methods.tcl.inference import masks_of_pictures, pad_to_patches
 from lexiseg.methods.tcl.loss import area, feature_level, image_level, pooled, total_variation
 from lexiseg.methods.tcl.masks import SimToMask, hard_mask, pixel_text_cosines, unit
 from lexiseg.methods.tcl.model import TCL
 from lexiseg.methods.tcl.module import losses
-from lexiseg.methods.tcl.refine import masks_of_pictures, pad_to_patches
 from lexiseg.methods.tcl.settings import LossSettings
 from parity.fixtures import close, part
 

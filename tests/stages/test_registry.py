@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers.working_tree import SOURCE
@@ -51,6 +53,20 @@ def test_a_function_gets_what_makes_it_this_stage(monkeypatch, tmp_path):
     assert seen == []  # nothing is imported before it runs
     run("settings", {"a": tmp_path}, tmp_path)
     assert seen == [(TAIL["evaluate"], ("settings", {"a": tmp_path}, tmp_path), {"method": "baselines/linear"})]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_that_is_not_to_run_leaves_what_dvc_expects(method, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(registry, "resolve", lambda reference: pytest.fail(f"{reference} was imported"))
+    graph, settings = read_graph(SOURCE), SimpleNamespace(**{method: SimpleNamespace(run=False)})
+    for name in (name for name in graph if name.startswith(f"{method}-")):
+        folder = tmp_path / name
+        stage_function(name)(settings, {}, folder)
+        assert f"{name}: not run" in capsys.readouterr().out
+        for out in graph[name].outs:
+            inside = Path(out).relative_to("outputs", method, name.removeprefix(f"{method}-"))
+            assert (folder / inside).exists(), out
+            assert f"{method}.run" in graph[name].params
 
 
 def test_naming_a_function_does_not_import_it():

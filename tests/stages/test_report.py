@@ -50,6 +50,12 @@ def test_a_row_for_every_method_and_split(inputs, tmp_path):
     assert all(row["protocol_hash"] == "a" * 64 for row in rows)
 
 
+def test_a_method_that_did_not_run_has_no_row(inputs, tmp_path):
+    write_json(tmp_path / "tcl.json", {"method": "tcl", "run": False})
+    with_it = results({**inputs, "tcl/evaluate/metrics.json": tmp_path / "tcl.json"}, tmp_path / "out")
+    assert with_it == results(inputs, tmp_path / "again")
+
+
 def test_a_method_stands_beside_its_baseline(inputs, tmp_path):
     ours = results(inputs, tmp_path / "out")["results"][1]
     assert ours["baseline"]["baselines/linear"]["miou"] == 0.375

@@ -23,6 +23,10 @@ def entry(lock, stage, kind, path):
 
 def test_methods_predict_and_are_evaluated(lock):
     assert methods_in(lock) == ["linear", "lseg"]  # encode-evaluate is no method
+    lock["lseg-evaluate"]["params"]["params.yaml"]["lseg.run"] = False
+    assert methods_in(lock) == ["linear"]
+    lock["lseg-evaluate"]["params"]["params.yaml"]["lseg.run"] = True
+    assert methods_in(lock) == ["linear", "lseg"]
     del lock["lseg-predict"]
     assert methods_in(lock) == ["linear"]
     assert methods_in({}) == []

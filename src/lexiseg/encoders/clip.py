@@ -68,8 +68,8 @@ class FrozenClip:
         return (images.float() / 255 - mean) / std
 
     @torch.inference_mode()
-    def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit vectors (N, C) float32."""
+    def embed_texts(self, texts: Sequence[str], *, normalise: bool = True) -> Tensor:
+        """Vectors (N, C) float32, of length 1 if `normalise`."""
         vectors = torch.zeros(len(texts), self.dim)
         if not texts:
             return vectors
@@ -82,7 +82,8 @@ class FrozenClip:
                 # Filled up with copies of the first: the last bits depend on the number of rows.
                 filled = torch.cat([batch, batch[:1].expand(TEXT_BATCH - len(batch))])
                 embedded = _encode_text(self.model, tokens[filled, :length])
-                vectors[batch] = F.normalize(embedded.float(), dim=-1)[: len(batch)]
+                embedded = F.normalize(embedded.float(), dim=-1) if normalise else embedded.float()
+                vectors[batch] = embedded[: len(batch)]
                 bar.update(len(batch))
         bar.close()
         return vectors

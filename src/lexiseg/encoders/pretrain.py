@@ -9,6 +9,7 @@ import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from lexiseg.data.dataset import PreparedSplit
@@ -22,20 +23,26 @@ from lexiseg.training import fit, shuffled_indices, step_seed, warmup_cosine
 class CaptionedImages:
     """Images of one size with their captions, decoded once and kept in memory.
 
+    Args:
+        split: where they are.
+        name: its name.
+        size: side of the square, in pixels, that the images are resized to; None: they have one size already.
+
     Attributes:
         images: uint8 (N, 3, H, W).
         captions: per image, one or more texts.
     """
 
-    def __init__(self, split: PreparedSplit, *, name: str) -> None:
+    def __init__(self, split: PreparedSplit, *, name: str, size: int | None = None) -> None:
         captioned = [(index, texts) for index, texts in enumerate(split.captions) if texts]
-        images = [split.image(index) for index, _ in captioned]
+        images = [_square(split.image(index), size) for index, _ in captioned]
         sizes = {image.shape for image in images}
         if len(sizes) != 1:
             raise DataError(
                 found=f"split `{name}` has {len(images)} captioned images of {len(sizes)} sizes",
                 allowed="captioned images of one size (the tiny CLIP is for small uniform pictures)",
-                fix="set `encode.clip.source` to open_clip, or to none where the text is a table",
+                fix="set `encode.pretrain.size`; or `encode.clip.source` to open_clip, or to none where the text is a "
+                "table",
             )
         self.images = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
         self.captions: list[Sequence[str]] = [texts for _, texts in captioned]
@@ -44,6 +51,12 @@ class CaptionedImages:
         """Images uint8 (B, 3, H, W) and one random caption each."""
         texts = [self.captions[index][rng.integers(len(self.captions[index]))] for index in indices]
         return self.images[torch.from_numpy(indices)], texts
+
+
+def _square(image: np.ndarray, size: int | None) -> np.ndarray:
+    if size is None or image.shape[:2] == (size, size):
+        return image
+    return np.array(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
 
 
 class ClipPretraining(L.LightningModule):
@@ -107,7 +120,7 @@ def pretrain(
     Returns:
         The model, its tokenizer, and the training curve.
     """
-    scenes = CaptionedImages(splits[settings.scenes], name=settings.scenes)
+    scenes = CaptionedImages(splits[settings.scenes], name=settings.scenes, size=settings.size)
     iconic = CaptionedImages(splits[settings.iconic], name=settings.iconic) if settings.iconic in splits else None
     sources = (scenes, iconic) if iconic else (scenes,)
     texts = [text for source in sources for captions in source.captions for text in captions]

@@ -23,6 +23,7 @@ class PretrainSettings(Block):
     max_scale: float = Field(gt=0)
     scenes: str
     iconic: str
+    size: int | None = Field(ge=8)
     iconic_share: float = Field(ge=0, le=1)
     iconic_batch: int = Field(ge=1)
     scene_batch: int = Field(ge=1)

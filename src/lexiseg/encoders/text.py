@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -43,14 +44,33 @@ class TextEncoder(Protocol):
 
 
 class ClipText:
-    """Labels through a CLIP text tower: the mean of the label in each template, normalised."""
+    """Labels through a CLIP text tower: the mean of the label in each template, normalised.
 
-    def __init__(self, clip: FrozenClip, *, templates: Sequence[str], identity: str, cache: EmbeddingCache) -> None:
-        self._clip, self._templates, self._identity, self._cache = clip, templates, identity, cache
+    Args:
+        clip: the tower.
+        templates: sentences with one {} each.
+        identity: of the tower, for the cache.
+        cache: of the vectors of single sentences.
+        average: "unit": each sentence's vector is normalised before the mean is taken. "raw": it is not, as in TCL's
+            code.
+    """
+
+    def __init__(
+        self,
+        clip: FrozenClip,
+        *,
+        templates: Sequence[str],
+        identity: str,
+        cache: EmbeddingCache,
+        average: Literal["unit", "raw"] = "unit",
+    ) -> None:
+        self._clip, self._templates, self._cache, self._raw = clip, templates, cache, average == "raw"
+        self._identity = f"{identity} raw" if self._raw else identity
         self.dim, self.licence = clip.dim, clip.licence
 
     def embed(self, labels: Sequence[str]) -> Tensor:
-        vectors = self._cache.fetch(self._identity, _prompts(labels, self._templates), self._clip.embed_texts)
+        compute = partial(self._clip.embed_texts, normalise=not self._raw)
+        vectors = self._cache.fetch(self._identity, _prompts(labels, self._templates), compute)
         return _mean_of_prompts(vectors, labels)
 
     def unknown_words(self, label: str) -> list[str]:
@@ -212,7 +232,11 @@ def load_text(folder: Path, *, cache: EmbeddingCache | None = None) -> TextEncod
     identity = sha256_of_json({"files": hash_tree(model_folder), **circumstances})
     if config["source"] == "clip":
         return ClipText(
-            load_clip(model_folder, visual=False), templates=config["templates"], identity=identity, cache=cache
+            load_clip(model_folder, visual=False),
+            templates=config["templates"],
+            identity=identity,
+            cache=cache,
+            average=config.get("average", "unit"),
         )
     return SentenceText(
         model_folder, templates=config["templates"], identity=identity, cache=cache, licence=config["licence"]
@@ -238,7 +262,7 @@ def _prompts(labels: Sequence[str], templates: Sequence[str]) -> list[str]:
 
 
 def _mean_of_prompts(vectors: Tensor, labels: Sequence[str]) -> Tensor:
-    # (labels * templates, C) unit vectors -> (labels, C) unit vectors
+    # (labels * templates, C) vectors -> (labels, C) unit vectors
     return F.normalize(vectors.view(len(labels), -1, vectors.shape[-1]).mean(dim=1), dim=-1)
 
 

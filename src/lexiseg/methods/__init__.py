@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -18,7 +18,7 @@ class Scorer(Protocol):
     """What the shared nodes of the graph need of a method."""
 
     def scores(self, images: Sequence[np.ndarray], labels: Sequence[str]) -> list[np.ndarray]:
-        """Low-resolution logits (N, h, w) float32 for each uint8 RGB picture (H, W, 3)."""
+        """Low-resolution scores float32 (N, h, w), for a refiner (K, N, h, w), of each uint8 RGB picture (H, W, 3)."""
         ...
 
 
@@ -33,6 +33,9 @@ class Method:
         settings: its Block in params.yaml.
         ablations: table name -> variant name -> changed settings; the first table is the usual one.
         importer: (ForeignCheckpoint, options) -> Imported, for checkpoints of the official implementation.
+        refiner: `refine` of its block in params.yaml -> what makes final scores of the saved ones and the picture
+            (`lexiseg.evaluation.evaluate.Refine`); None: the saved scores are final.
+        overlapping: final scores are soft masks, 0..1, each label's by itself; False: logits of labels that compete.
     """
 
     folder: str
@@ -41,6 +44,8 @@ class Method:
     settings: str | None = None
     ablations: str | None = None
     importer: str | None = None
+    refiner: str | None = None
+    overlapping: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,9 @@ class Imported:
         dropped: how many tensors were left out on purpose, by the start of their names.
         unexpected: official names that the importer does not know.
         licence: of the weights.
+        templates: sentences that the official code puts a label into.
+        average: how it takes their mean, see `lexiseg.encoders.text.ClipText`.
+        needs_clip: the network computes with the image tower of its CLIP, too.
     """
 
     config: dict[str, Any]
@@ -64,6 +72,9 @@ class Imported:
     dropped: Mapping[str, int]
     unexpected: tuple[str, ...]
     licence: str
+    templates: tuple[str, ...] = ("{}",)
+    average: Literal["unit", "raw"] = "unit"
+    needs_clip: bool = False
 
 
 METHODS: dict[str, Method] = {
@@ -74,6 +85,16 @@ METHODS: dict[str, Method] = {
         settings="lexiseg.methods.lseg.settings:LSegSettings",
         ablations="lexiseg.methods.lseg.ablations:TABLES",
         importer="lexiseg.methods.lseg.checkpoint:import_checkpoint",
+    ),
+    "tcl": Method(
+        folder="tcl",
+        load="lexiseg.methods.tcl.segmenter:TCLSegmenter.load",
+        stages={"train": "lexiseg.methods.tcl.stages:train"},
+        settings="lexiseg.methods.tcl.settings:TCLSettings",
+        ablations="lexiseg.methods.tcl.ablations:TABLES",
+        importer="lexiseg.methods.tcl.checkpoint:import_checkpoint",
+        refiner="lexiseg.methods.tcl.refine:refiner",
+        overlapping=True,
     ),
 }
 
@@ -93,6 +114,13 @@ def resolve(reference: str) -> Callable[..., Any]:
     return found
 
 
+def load_refiner(folder: Path) -> Callable[[np.ndarray, np.ndarray], np.ndarray] | None:
+    """What the method of a model folder does to saved scores, with the settings it was registered with, or None."""
+    config = read_json(folder / "model.json")
+    refiner = METHODS[config["method"]].refiner
+    return resolve(refiner)(config.get("refine", {})) if refiner else None
+
+
 def load_scorer(folder: Path, *, encode: Path | None = None, predict: Mapping[str, Any] | None = None) -> Any:
     """Load the model in a folder, whatever method made it.
 
@@ -105,6 +133,12 @@ def load_scorer(folder: Path, *, encode: Path | None = None, predict: Mapping[st
         ModelError: not a model folder, or one of a method that this version does not know.
     """
     path = folder / "model.json"
+    if (folder / "not-run.json").is_file():
+        raise ModelError(
+            found=f"{folder} holds a note that its method was not run",
+            allowed="a model folder",
+            fix="set `run: true` in the method's block of params.yaml, then `dvc repro`",
+        )
     if not path.is_file():
         raise ModelError(
             found=f"{folder} has no model.json",

@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lexiseg.evaluation.episodes import evaluate_episodes
 from lexiseg.evaluation.evaluate import SplitResult, evaluate_split
 from lexiseg.evaluation.protocol import load_protocol
 from lexiseg.evaluation.sheets import example_picture, overview_picture
+from lexiseg.methods import METHODS, resolve
 from lexiseg.pictures import write_png
 from lexiseg.storage import read_json, write_json, write_text
 from lexiseg.vocabulary import Vocabulary
@@ -63,7 +65,11 @@ def run(settings: Any, inputs: Mapping[str, Path], outputs: Path, *, method: str
         episodes=settings.evaluate.episodes,
         inference=_inference(settings, method),
     )
-    measure = evaluate_episodes if protocol.episodes else evaluate_split
+    refine = _refiner(settings, method)
+    entry = METHODS.get(method)
+    overlapping = entry is not None and entry.overlapping
+    # In episodes there is no background to be found.
+    measure = evaluate_episodes if protocol.episodes else partial(evaluate_split, overlapping=overlapping)
     metrics = {}
     for split in settings.evaluate.splits:
         result = measure(
@@ -72,6 +78,7 @@ def run(settings: Any, inputs: Mapping[str, Path], outputs: Path, *, method: str
             split=split,
             protocol=protocol,
             pictures=settings.evaluate.pictures,
+            refine=refine,
         )
         metrics[split] = result.metrics
         _write_tables(outputs / "tables", split, result, episodes=bool(protocol.episodes))
@@ -79,9 +86,19 @@ def run(settings: Any, inputs: Mapping[str, Path], outputs: Path, *, method: str
     write_json(outputs / "metrics.json", {"method": method, "protocol": protocol.entry(), "splits": metrics})
 
 
+def _refiner(settings: Any, method: str) -> Any:
+    entry = METHODS.get(method)
+    if entry is None or entry.refiner is None:
+        return None
+    return resolve(entry.refiner)(getattr(settings, method).refine.model_dump(mode="json"))
+
+
 def _inference(settings: Any, method: str) -> dict[str, Any]:
     # Baselines see each picture once and whole.
-    return {} if method.startswith("baselines/") else getattr(settings, method).predict.card()
+    if method.startswith("baselines/"):
+        return {}
+    own = getattr(settings, method)
+    return own.predict.card() | (own.refine.card() if METHODS[method].refiner else {})
 
 
 def _templates(text: Any, vocabulary: Vocabulary) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import lexiseg
 from lexiseg.encoders.text import copy_text
+from lexiseg.methods import METHODS
 from lexiseg.storage import read_json, write_json
 
 
@@ -18,6 +19,8 @@ def run(settings: Any, inputs: Mapping[str, Path], outputs: Path, *, method: str
     config, metrics = read_json(trained / "model.json"), read_json(inputs[f"{method}/evaluate/metrics.json"])
     # The folder predicts as it was evaluated.
     config["predict"] = getattr(settings, method).predict.model_dump(mode="json")
+    if METHODS[method].refiner is not None:
+        config["refine"] = getattr(settings, method).refine.model_dump(mode="json")
     write_json(outputs / "model.json", config)
     shutil.copyfile(trained / "model.safetensors", outputs / "model.safetensors")
     copy_text(encode, outputs)

@@ -9,6 +9,9 @@ from typing import Any
 from lexiseg.errors import StageError
 from lexiseg.methods import METHODS, resolve
 from lexiseg.stage import RunFunction
+from lexiseg.storage import write_json
+
+NOT_RUN = "not-run.json"
 
 SHARED = {
     "prepare": "lexiseg.stages.prepare:run",
@@ -60,6 +63,22 @@ def stage_function(name: str) -> RunFunction:
     reference, arguments = stage_reference(name)
 
     def run(settings: Any, inputs: Mapping[str, Path], outputs: Path) -> None:
-        resolve(reference)(settings, inputs, outputs, **arguments)
+        method, _, part = name.partition("-")
+        if method in METHODS and not getattr(settings, method).run:
+            print(f"{name}: not run, since params.yaml has `{method}.run: false`")
+            _write_that_it_did_not_run(method, outputs, part=part)
+        else:
+            resolve(reference)(settings, inputs, outputs, **arguments)
 
     return run
+
+
+def _write_that_it_did_not_run(method: str, outputs: Path, *, part: str) -> None:
+    """What DVC expects of a stage, with nothing in it but the reason. A graph of DVC has no stages on condition."""
+    note = {"method": method, "run": False}
+    if part == "evaluate":
+        write_json(outputs / "metrics.json", note)
+        write_json(outputs / "pictures" / NOT_RUN, note)
+        write_json(outputs / "tables" / NOT_RUN, note)
+    else:
+        write_json(outputs / NOT_RUN, note)

@@ -16,7 +16,8 @@ def run(settings: Any, inputs: Mapping[str, Path], outputs: Path) -> None:
     `difference` is the method's metric minus the baseline's, for the metrics that both have. A baseline under another
     protocol, such as one without the method's flips and scales, stands in `not_comparable` with the reason.
     """
-    methods = [read_json(path) for name, path in sorted(inputs.items()) if name.endswith("/evaluate/metrics.json")]
+    found = [read_json(path) for name, path in sorted(inputs.items()) if name.endswith("/evaluate/metrics.json")]
+    methods = [result for result in found if "splits" in result]  # the others did not run
     # The folder may still hold a baseline of another profile: only the listed ones count.
     baselines = [read_json(inputs["baselines"] / name / "evaluate" / "metrics.json") for name in settings.baselines]
     rows = []

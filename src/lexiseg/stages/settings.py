@@ -42,14 +42,17 @@ class CommonSettings(Block):
                 "the baseline linear knows the classes it was fitted on and no `others`: leave it out of `baselines`, "
                 "or set evaluate.episodes to null"
             )
-        lseg = getattr(self, "lseg", None)
-        model = lseg.model if lseg else None
+        lseg, tcl = getattr(self, "lseg", None), getattr(self, "tcl", None)
+        model = lseg.model if lseg and lseg.run else None
         if model and model.clip_residual and not model.folder and encode.backbone.source != "clip":
             faults.append("lseg.model.clip_residual needs encode.backbone.source: clip")
+        if tcl and tcl.run and encode.text.source != "clip":
+            faults.append("tcl needs encode.text.source: clip, with a ViT in encode.clip; or set tcl.run: false")
         try:
-            load_protocol(self.evaluate.protocol).check(
-                dataset=self.data.name, adapter=self.data.adapter, episodes=self.evaluate.episodes
-            )
+            card = load_protocol(self.evaluate.protocol)
+            card.check(dataset=self.data.name, adapter=self.data.adapter, episodes=self.evaluate.episodes)
+            if tcl and tcl.run and tcl.refine.background_threshold and card.background.policy == "none":
+                faults.append(f"tcl.refine.background_threshold: the protocol {card.name} has no background; set null")
         except ProtocolError as error:
             faults.append(f"evaluate.protocol: {error.found}; allowed: {error.allowed}; to do: {error.fix}")
         if faults:

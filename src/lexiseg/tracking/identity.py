@@ -18,9 +18,13 @@ Lock = Mapping[str, Mapping[str, Any]]
 def methods_in(lock: Lock) -> list[str]:
     """Methods and baselines that predict and were evaluated, sorted; "lseg", "linear", …"""
     found = [name.removesuffix("-evaluate") for name in lock if name.endswith("-evaluate")]
-    methods = [name for name in found if f"{name}-predict" in lock]
+    methods = [name for name in found if f"{name}-predict" in lock and _ran(lock, name)]
     baselines = [name.partition("@")[2] for name in lock if name.startswith(f"{BASELINE}evaluate@")]
     return sorted([*methods, *baselines])
+
+
+def _ran(lock: Lock, method: str) -> bool:
+    return params(lock[f"{method}-evaluate"]).get(f"{method}.run", True) is not False
 
 
 def stage_name(lock: Lock, method: str, part: str) -> str:

@@ -69,6 +69,26 @@ def test_areas_are_means_over_batch_and_pixels():
     torch.testing.assert_close(found[1], (others.mean() - 0.1).abs())
 
 
+def test_texts_that_are_true_of_the_picture_are_no_negatives():
+    similarities, scale = noise(3, 3), torch.tensor(1.5)
+    also = torch.zeros(3, 3, dtype=torch.bool)
+    also[0, 2] = True
+    logits = similarities * scale.exp()
+    rows = [F.cross_entropy(logits[:1, [0, 1]], torch.tensor([0]))]
+    rows += [F.cross_entropy(logits[[i]], torch.tensor([i])) for i in (1, 2)]
+    columns = [F.cross_entropy(logits[:, [j]].T, torch.tensor([j])) for j in (0, 1)]
+    columns += [F.cross_entropy(logits[[1, 2], 2][None], torch.tensor([1]))]
+    expected = (sum(rows) / 3 + sum(columns) / 3) / 2
+    torch.testing.assert_close(contrast(similarities, scale, also=also), expected)
+    masks = noise(3, 3, 4, 4).sigmoid()
+    others = torch.stack([masks[i, j] for i in range(3) for j in range(3) if i != j and (i, j) != (0, 2)])
+    torch.testing.assert_close(area(masks, negative=0.1, also=also)[1], (others.mean() - 0.1).abs())
+    # All of them true: nothing is left to push away.
+    every = ~torch.eye(3, dtype=torch.bool)
+    assert area(masks, also=every)[1] == 0
+    assert contrast(similarities, scale, also=every) == 0
+
+
 def test_total_variation_is_a_mean_of_both_axes():
     x = torch.tensor([[0.0, 1.0, 3.0], [0.0, 0.0, 0.0]])
     assert total_variation(x) == pytest.approx((1 + 2 + 0 + 0) / 4 + (0 + 1 + 3) / 3)
@@ -85,15 +105,15 @@ class Toy(torch.nn.Module):
         self.embed = torch.nn.Conv2d(3, CHANNELS, 1)
         self.scale = torch.nn.Parameter(torch.tensor(1.0))
 
-    def forward(self, images, text, rank):
+    def forward(self, images, text, rank, also=None):
         embedding = self.embed(images)
         masks = (10 * pixel_text_cosines(embedding, text) - 2.5).sigmoid()
         own = range(len(images))
         whole = (masks[own, [rank * len(images) + i for i in own], None] * embedding).mean(dim=(2, 3))
         return (
-            image_level(whole, text, self.scale)
-            + feature_level(masks, embedding, text, self.scale)
-            + sum(area(masks, rank=rank))
+            image_level(whole, text, self.scale, also=also)
+            + feature_level(masks, embedding, text, self.scale, also=also)
+            + sum(area(masks, rank=rank, also=also))
             + total_variation(masks)
         )
 
@@ -102,13 +122,21 @@ def gradients(model):
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
-def work(rank, store, results):
+def more_true_pairs(some):
+    """Pairs beside the matching ones whose text is true of the picture; more of them in one half than in the other."""
+    also = torch.zeros(BATCH, BATCH, dtype=torch.bool)
+    if some:
+        also[0, 1] = also[0, BATCH - 1] = also[BATCH - 1, 0] = True
+    return also
+
+
+def work(rank, store, results, some):
     """One of two processes, with its half of the batch."""
     distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     model = DistributedDataParallel(Toy().double())
     half = slice(rank * BATCH // 2, (rank + 1) * BATCH // 2)
     images, text = noise(BATCH, 3, SIDE, SIDE).double(), noise(BATCH, CHANNELS, seed=1).double()
-    loss = model(images[half], text, rank)
+    loss = model(images[half], text, rank, more_true_pairs(some)[half] if some else None)
     loss.backward()
     total = loss.detach().clone()
     distributed.all_reduce(total)
@@ -116,13 +144,15 @@ def work(rank, store, results):
     distributed.destroy_process_group()
 
 
-def test_two_processes_with_half_a_batch_each_are_one_with_all_of_it(tmp_path):
+@pytest.mark.parametrize("some", [False, True])
+def test_two_processes_with_half_a_batch_each_are_one_with_all_of_it(tmp_path, some):
     model = Toy().double()
-    loss = model(noise(BATCH, 3, SIDE, SIDE).double(), noise(BATCH, CHANNELS, seed=1).double(), 0)
+    images, text = noise(BATCH, 3, SIDE, SIDE).double(), noise(BATCH, CHANNELS, seed=1).double()
+    loss = model(images, text, 0, more_true_pairs(some) if some else None)
     loss.backward()
     with multiprocessing.Manager() as manager:
         results = manager.dict()
-        multiprocessing.spawn(work, args=(tmp_path / "store", results), nprocs=2)
+        multiprocessing.spawn(work, args=(tmp_path / "store", results, some), nprocs=2)
         for rank in range(2):
             found, shares = results[rank]
             assert found == pytest.approx(loss.item(), rel=1e-10)

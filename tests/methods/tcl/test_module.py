@@ -11,8 +11,9 @@ from helpers.tiny import tiny_clip
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from lexiseg.checkpoint import checkpoints_in
 from lexiseg.encoders.clip import build_clip
-from lexiseg.errors import SettingsError
+from lexiseg.errors import ModelError, SettingsError
 from lexiseg.methods.tcl.model import TCL
 from lexiseg.methods.tcl.module import TCLTraining, losses
 from lexiseg.methods.tcl.settings import LossSettings, ModelSettings, TrainSettings
@@ -29,6 +30,16 @@ PAPER: dict[str, Any] = {
     "weight_decay": 0.05,
     "clip_gradient": 5.0,
     "batch": 1024,
+    "splits": ("train",),
+    "shards": None,
+    "text": "caption",
+    "size": (224, 224),
+    "crop_scale": (0.08, 1.0),
+    "flip": True,
+    "auto_augment": "rand-m9-mstd0.5-inc1",
+    "erasing": 0.25,
+    "workers": 0,
+    "precision": "32-true",
 }
 LOSS: dict[str, Any] = {
     "image": 0.1,
@@ -211,3 +222,68 @@ def test_settings_that_make_no_sense():
     model = {"stages": 2, "units": 2, "kernel": 4, "gate": 0.0, "scale": 10.0, "bias": -2.5, "temperature": 0.07}
     with pytest.raises(SettingsError, match="model"):
         parse({**model, "statistics": "clip"}, ModelSettings, source="the model")
+
+
+@pytest.mark.parametrize("clip_gradient", [None, 1.0])
+def test_a_training_that_diverges_stops_with_the_step_and_what_broke(tmp_path, clip_gradient, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = training(text=nn.Identity(), steps=6, decoder_steps=6, lr=1e30, min_lr=0.0, lr_batch=None, warmup=0)
+
+    def batch(step):
+        rng = torch.Generator().manual_seed(step)
+        images, text = torch.randn(3, 3, 16, 16, generator=rng), torch.randn(3, 24, generator=rng)
+        return {"image": images, "tokens": text, "step": step}
+
+    with pytest.raises(
+        ModelError, match=r"TCL diverged in step [2-6]: not finite: .*(image|feature|gradient)"
+    ) as caught:
+        fit(module, batch=batch, steps=6, seed=0, gradient_clip=clip_gradient)
+    assert "tcl.train.lr" in caught.value.fix
+
+
+def test_frozen_parts_stay_in_evaluation_mode():
+    module = training(text=nn.Dropout(0.5)).train()
+    assert module.model.grounder.training
+    assert not module.text.training
+    assert not module.model.visual.training
+
+
+class StoppedError(Exception):
+    pass
+
+
+def run_to(folder, *, stop=None):
+    """Weights after six steps, three in each phase; with `stop`, the batch of that step is an interruption."""
+    torch.manual_seed(0)
+    module = training(
+        tiny_clip()[0].visual, steps=6, decoder_steps=3, lr=0.01, min_lr=0.0, lr_batch=None, warmup=1, batch=3
+    )
+
+    def batch(step):
+        if step == stop:
+            raise StoppedError
+        rng = torch.Generator().manual_seed(step)
+        images, text = torch.randn(3, 3, 16, 16, generator=rng), torch.randn(3, 24, generator=rng)
+        return {"image": images, "tokens": text, "step": step, "skipped": 1}
+
+    with checkpoints_in(folder):
+        curve = fit(module, batch=batch, steps=6, seed=0)
+    return {name: value.clone() for name, value in module.state_dict().items()}, curve
+
+
+@pytest.mark.parametrize("stops", [(2,), (3,), (5,), (1, 4)])
+def test_a_training_that_is_interrupted_in_either_phase_ends_with_the_same_bits(tmp_path, stops, monkeypatch):
+    monkeypatch.setenv("LEXISEG_CHECKPOINT_SECONDS", "0")
+    expected, expected_curve = run_to(tmp_path / "whole")
+    for stop in stops:
+        with pytest.raises(StoppedError):
+            run_to(tmp_path / "parts", stop=stop)
+    found, curve = run_to(tmp_path / "parts")
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+    assert curve == expected_curve
+    assert int(found["skipped"]) == 6
+    block = {name: value for name, value in expected.items() if "grounder.block" in name and value.ndim == 2}
+    before = training(tiny_clip()[0].visual).state_dict()
+    assert all(not torch.equal(value, before[name]) for name, value in block.items())  # the second phase took place

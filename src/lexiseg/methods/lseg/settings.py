@@ -113,6 +113,7 @@ class PredictSettings(Block):
 class LSegSettings(Block):
     """The block `lseg`."""
 
+    run: bool
     model: ModelSettings
     train: TrainSettings
     predict: PredictSettings

@@ -9,11 +9,12 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from lexiseg.encoders.clip import FrozenClip, load_clip
-from lexiseg.errors import ModelError
+from lexiseg.errors import ModelError, SettingsError
 from lexiseg.methods.tcl.model import TCL
 from lexiseg.methods.tcl.settings import ModelSettings
 from lexiseg.settings import parse
-from lexiseg.storage import load_tensors, read_json, save_tensors, write_json
+from lexiseg.storage import hash_tree, load_tensors, read_json, save_tensors, write_json
+from lexiseg.workspace import resolve_model
 
 FROZEN = "visual."  # tensors of the CLIP, which is kept in a folder of its own
 
@@ -26,7 +27,8 @@ def new_model(encode: Path, settings: ModelSettings) -> tuple[TCL, FrozenClip, d
         settings: `tcl.model`.
 
     Raises:
-        ModelError: there is no CLIP, or its image tower is no ViT.
+        ModelError: there is no CLIP, its image tower is no ViT, or the model folder to start from is on another CLIP.
+        SettingsError: settings that are not those of the model folder to start from.
     """
     clip = load_clip(encode / "clip")
     config: dict[str, Any] = {"method": "tcl", "model": settings.model_dump(mode="json"), "text_dim": clip.dim}
@@ -34,7 +36,35 @@ def new_model(encode: Path, settings: ModelSettings) -> tuple[TCL, FrozenClip, d
     imagenet = settings.statistics == "imagenet"
     config["mean"] = list(IMAGENET_DEFAULT_MEAN if imagenet else clip.mean)
     config["std"] = list(IMAGENET_DEFAULT_STD if imagenet else clip.std)
-    return build_model(config, clip), clip, config
+    if settings.init == "clip":
+        return build_model(config, clip), clip, config
+    model, origin = _from_folder(settings, clip=encode / "clip")
+    return model, clip, config | origin
+
+
+def _from_folder(settings: ModelSettings, *, clip: Path) -> tuple[TCL, dict[str, Any]]:
+    """The model of a folder on the graph's CLIP, and what is to be noted of it."""
+    folder = resolve_model(settings.init, sha256=settings.sha256, setting="tcl.model.sha256")
+    if (folder / "clip").is_dir() and hash_tree(folder / "clip") != hash_tree(clip):
+        raise ModelError(
+            found=f"another CLIP in the graph than in {settings.init}",
+            allowed="the CLIP that the grounder was trained on",
+            fix=f"set `encode.clip.source: model` and `encode.clip.weights: {settings.init}`, with its sha256",
+        )
+    model, config = load_model(folder, clip=clip)
+    own = parse(config["model"], ModelSettings, source=str(folder / "model.json"))
+    # The parameters say what runs, so they have to be true. What training starts from is in the folder.
+    free = {"init", "sha256", "gate", "scale", "bias", "temperature"}
+    differing = {key: value for key, value in own if key not in free and value != getattr(settings, key)}
+    if differing:
+        raise SettingsError(
+            found=f"{settings.init} is another network than `tcl.model` describes",
+            allowed=", ".join(f"tcl.model.{key}: {value}" for key, value in differing.items()),
+            fix="set these",
+        )
+    card = folder / "card.json"
+    imported = read_json(card).get("imported") if card.is_file() else None
+    return model, {"imported": imported} if imported else {}
 
 
 def build_model(config: dict[str, Any], clip: FrozenClip) -> TCL:
@@ -51,7 +81,7 @@ def build_model(config: dict[str, Any], clip: FrozenClip) -> TCL:
             fix="name the folder that has it",
         )
     settings = parse(config["model"], ModelSettings, source="model.json")
-    grounder = settings.model_dump(exclude={"temperature", "statistics"})
+    grounder = settings.model_dump(exclude={"init", "sha256", "temperature", "statistics"})
     return TCL(clip.model.visual, temperature=settings.temperature, **grounder)
 
 

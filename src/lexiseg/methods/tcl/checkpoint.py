@@ -22,6 +22,19 @@ from lexiseg.settings import Block, parse
 
 LICENCE = "repository kakaobrain/tcl: MIT (its code); nothing is stated for the weights alone"
 
+# Seven of CLIP's sentences and two more; the mean of their vectors is taken before any of them is normalised.
+TEMPLATES = (
+    "itap of a {}.",
+    "a bad photo of a {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+    "a photo of many {}.",
+    "a photo of {}s.",
+)
+
 # Official names -> ours. The first pattern that matches a whole name decides.
 _KEYS: tuple[tuple[str, str], ...] = (
     (r"masker\.image_encoder\.backbone\.transformer\.resblocks\.\d+\.(.*)", r"grounder.block.\1"),
@@ -125,6 +138,9 @@ def import_checkpoint(checkpoint: ForeignCheckpoint, options: Mapping[str, Any])
             "model": {**model, "temperature": chosen.temperature, "statistics": chosen.statistics},
             "text_dim": int(tensors["grounder.proj"].shape[1]),
             "backbone": {"source": "clip"},
+            # As the authors evaluate it.
+            "predict": {"short_side": 448, "max_side": 2048, "window": 448, "stride": 224},
+            "refine": {"pamr_iterations": 10, "knowledge_weight": 0.3},
             **(imagenet if chosen.statistics == "imagenet" else own),
         },
         tensors=tensors,
@@ -133,6 +149,9 @@ def import_checkpoint(checkpoint: ForeignCheckpoint, options: Mapping[str, Any])
         dropped={},
         unexpected=tuple(unexpected),
         licence=LICENCE,
+        templates=TEMPLATES,
+        average="raw",
+        needs_clip=True,
     )
 
 

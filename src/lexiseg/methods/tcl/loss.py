@@ -49,21 +49,25 @@ def gather(x: Tensor) -> Tensor:
     return _Gather.apply(x.contiguous())  # type: ignore[return-value]
 
 
-def contrast(similarities: Tensor, log_scale: Tensor) -> Tensor:
+def contrast(similarities: Tensor, log_scale: Tensor, *, also: Tensor | None = None) -> Tensor:
     """Symmetric InfoNCE of similarities (b, B), row i of rank r belonging to text r b + i.
 
     Args:
         similarities: cosines of local images and all texts.
         log_scale: learned; its exponential is at most 100.
+        also: bool (b, B), pairs beside the matching ones whose text is known to be true of the image: they are left
+            out, neither pulled together nor pushed apart.
     """
     logits = gather(similarities) * log_scale.exp().clamp(max=MOST_SCALE)
+    if also is not None:
+        logits = logits.masked_fill(gather(also), -torch.inf)
     target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def image_level(image: Tensor, text: Tensor, log_scale: Tensor) -> Tensor:
+def image_level(image: Tensor, text: Tensor, log_scale: Tensor, *, also: Tensor | None = None) -> Tensor:
     """TCL_v: InfoNCE of the embeddings of masked images (b, C) and all texts (B, C), neither of them normalised."""
-    return contrast(unit(image) @ unit(text).T, log_scale)
+    return contrast(unit(image) @ unit(text).T, log_scale, also=also)
 
 
 def pooled(masks: Tensor, embedding: Tensor) -> Tensor:
@@ -72,20 +76,24 @@ def pooled(masks: Tensor, embedding: Tensor) -> Tensor:
     return weight @ flat.transpose(1, 2) / (weight.sum(dim=2, keepdim=True) + POOL_EPS)
 
 
-def feature_level(masks: Tensor, embedding: Tensor, text: Tensor, log_scale: Tensor) -> Tensor:
+def feature_level(
+    masks: Tensor, embedding: Tensor, text: Tensor, log_scale: Tensor, *, also: Tensor | None = None
+) -> Tensor:
     """TCL_f: InfoNCE in which each pair of image and text has an image embedding of its own, pooled under its mask.
 
     Args:
         masks: soft, (b, B, h, w).
         embedding: dense, (b, C, h, w), not normalised.
         text: (B, C).
-        log_scale: see `contrast`.
+        log_scale, also: see `contrast`.
     """
     images = unit(pooled(masks, embedding))
-    return contrast((images * unit(text)).sum(dim=2), log_scale)
+    return contrast((images * unit(text)).sum(dim=2), log_scale, also=also)
 
 
-def area(masks: Tensor, *, rank: int = 0, positive: float = 0.4, negative: float = 0.0) -> tuple[Tensor, Tensor]:
+def area(
+    masks: Tensor, *, rank: int = 0, positive: float = 0.4, negative: float = 0.0, also: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """|mean - prior| of the masks of matching pairs, and of all others; means over the global batch and all pixels.
 
     The authors' code takes the means of each rank by itself; this one does not depend on the number of ranks.
@@ -95,13 +103,16 @@ def area(masks: Tensor, *, rank: int = 0, positive: float = 0.4, negative: float
         rank: of this process: its images match the texts from rank * b on.
         positive: prior p+, the expected share of the picture that a caption describes.
         negative: prior p-.
+        also: see `contrast`; such masks count on neither side.
     """
     means = masks.mean(dim=(2, 3))
     own = torch.zeros_like(means, dtype=torch.bool)
     own[torch.arange(len(means)), rank * len(means) + torch.arange(len(means))] = True
-    matching, others = gather(means[own]), gather(means[~own])
+    other = ~own if also is None else ~own & ~also
+    matching, others = gather(means[own]), gather((means * other).sum()[None])
     # A batch of one pair has no others: nothing to ask of them.
-    rest = (others.mean() - negative).abs() if len(others) else means.sum() * 0.0
+    count = gather(other.sum()[None]).sum()
+    rest = (others.sum() / count - negative).abs() if count else means.sum() * 0.0
     return (matching.mean() - positive).abs(), rest
 
 

@@ -1,13 +1,20 @@
-"""From the grounder's masks to those of a picture: knowledge branch, PAMR, size (the official evaluation)."""
+"""From soft masks to those that are compared: PAMR and the knowledge branch (the official evaluation)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lexiseg.layers.pamr import pamr
-from lexiseg.methods.tcl.model import TCL
+from lexiseg.methods.tcl.settings import RefineSettings
+from lexiseg.settings import parse
+
+CELL = 4  # pixels of the network's input per cell of a mask: patches of 16 by two doublings, of 8 by one
 
 
 def refine(masks: Tensor, knowledge: Tensor, image: Tensor, *, iterations: int, knowledge_weight: float) -> Tensor:
@@ -15,7 +22,7 @@ def refine(masks: Tensor, knowledge: Tensor, image: Tensor, *, iterations: int, 
 
     Args:
         masks: soft, 0..1, (B, N, h, w).
-        knowledge: soft, 0..1, (B, N, h', w'), of `TCL.knowledge`.
+        knowledge: soft, 0..1, (B, N, h', w'), of the untrained CLIP.
         image: normalised, (B, 3, H, W).
         iterations: of PAMR; 0: none.
         knowledge_weight: share of `knowledge`, 0..1; paper's code 0.3.
@@ -33,26 +40,24 @@ def refine(masks: Tensor, knowledge: Tensor, image: Tensor, *, iterations: int, 
     return masks
 
 
-@torch.inference_mode()
-def masks_of_pictures(
-    model: TCL, images: Tensor, text: Tensor, *, iterations: int = 10, knowledge_weight: float = 0.3
-) -> Tensor:
-    """Soft masks (B, N, H, W) of normalised images (B, 3, H, W) of any size, for texts (N, C).
+def refiner(values: Mapping[str, Any]) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """What makes final soft masks (N, h, w) of the saved ones (2, N, h, w) and the picture, uint8 RGB (H, W, 3).
 
-    Sides that are no multiples of the patch are padded with zeros, half on each side, and cut off again.
+    PAMR's weights do not depend on the scale of a channel, so the picture needs no normalisation.
+
+    Args:
+        values: `tcl.refine`; what it leaves out is as in the authors' evaluation.
     """
-    height, width = images.shape[-2:]
-    padded, (top, left) = pad_to_patches(images, model.visual.patch_size)
-    tokens, grid = model.tokens(padded)
-    masks = model.grounder.mask_logits(model.grounder(tokens, grid), text).sigmoid()
-    knowledge = model.knowledge(tokens, grid, text) if knowledge_weight else masks
-    masks = refine(masks, knowledge, padded, iterations=iterations, knowledge_weight=knowledge_weight)
-    masks = F.interpolate(masks, size=padded.shape[-2:], mode="bilinear", align_corners=False)
-    return masks[..., top : top + height, left : left + width]
+    settings = parse(dict(values), RefineSettings, source="tcl.refine")
 
+    def refined(scores: np.ndarray, image: np.ndarray) -> np.ndarray:
+        pixels = torch.tensor(image).permute(2, 0, 1)[None].float() / 255
+        # About the picture that the network saw: PAMR picks single pixels of it, which noise would decide otherwise.
+        seen = tuple(CELL * side for side in scores.shape[-2:])
+        if seen[0] < image.shape[0] or seen[1] < image.shape[1]:
+            pixels = F.interpolate(pixels, size=seen, mode="bilinear", align_corners=False, antialias=True)
+        masks, knowledge = torch.from_numpy(scores)[:, None]
+        iterations, weight = settings.pamr_iterations, settings.knowledge_weight
+        return refine(masks, knowledge, pixels, iterations=iterations, knowledge_weight=weight)[0].numpy()
 
-def pad_to_patches(images: Tensor, patch_size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
-    """Images (B, 3, H, W) with zeros around them, so that both sides are whole patches; and what is above and left."""
-    rows, columns = (-side % patch for side, patch in zip(images.shape[-2:], patch_size, strict=True))
-    top, left = rows // 2, columns // 2
-    return F.pad(images, (left, columns - left, top, rows - top)), (top, left)
+    return refined

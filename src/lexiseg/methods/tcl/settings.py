@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from lexiseg.settings import Block
+
+Side = Annotated[int, Field(ge=1)]
+
+
+def _policy(text: str) -> str:
+    # Here, since timm takes a second to import and few settings name a policy.
+    from timm.data.auto_augment import rand_augment_transform
+
+    try:
+        rand_augment_transform(text, {"img_mean": (0, 0, 0)})
+    except (AssertionError, ValueError, KeyError, TypeError) as error:
+        raise ValueError("null, or a RandAugment policy of timm such as rand-m9-mstd0.5-inc1") from error
+    return text
+
+
+def _start(init: str) -> str:
+    if init != "clip" and "/" not in init:
+        raise ValueError("clip, or a model folder such as models/tcl")
+    return init
 
 
 class LossSettings(Block):
@@ -30,7 +49,7 @@ class LossSettings(Block):
 class TrainSettings(Block):
     """`tcl.train`: recipe."""
 
-    steps: int = Field(ge=1)
+    steps: int = Field(ge=0)
     decoder_steps: int = Field(ge=0)
     lr: float = Field(gt=0)
     min_lr: float = Field(ge=0)
@@ -39,12 +58,32 @@ class TrainSettings(Block):
     weight_decay: float = Field(ge=0)
     clip_gradient: float | None = Field(gt=0)
     batch: int = Field(ge=1)
+    splits: tuple[str, ...]
+    shards: Annotated[str, Field(min_length=1)] | None
+    text: Literal["caption", "noun"]
+    size: tuple[Side, Side] | None
+    crop_scale: tuple[float, float] | None
+    flip: bool
+    auto_augment: Annotated[str, AfterValidator(_policy)] | None
+    erasing: float = Field(ge=0, le=1)
+    workers: int = Field(ge=0)
+    precision: Literal["32-true", "bf16-mixed"]
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainSettings:
+        if len(set(self.splits)) != len(self.splits):
+            raise ValueError("each of `splits` once: a picture twice in a batch would be its own negative")
+        if bool(self.splits) == (self.shards is not None):
+            raise ValueError("either `splits`, with `shards: null`, or `shards`, with `splits: []`")
+        if self.shards is not None and self.text == "noun":
+            raise ValueError("`text: noun` needs all captions in advance: it goes with `splits`, not with `shards`")
+        if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError("`crop_scale` is [low, high], shares of the picture's area above 0, up to 1")
+        if self.crop_scale is not None and self.size is None:
+            raise ValueError("`crop_scale` needs `size`, the size that crops are brought to")
         if self.min_lr > self.lr:
             raise ValueError("`min_lr` is what `lr` falls to: not above it")
-        if self.warmup >= self.steps:
+        if self.steps and self.warmup >= self.steps:
             raise ValueError("`warmup` is a part of `steps`: below it")
         return self
 
@@ -52,6 +91,8 @@ class TrainSettings(Block):
 class ModelSettings(Block):
     """`tcl.model`: the grounder. What each key does stands beside it in params.yaml."""
 
+    init: Annotated[str, AfterValidator(_start)] = "clip"
+    sha256: str | None = None
     stages: int = Field(ge=0)
     units: int = Field(ge=0)
     kernel: int = Field(ge=1)
@@ -65,4 +106,51 @@ class ModelSettings(Block):
     def _consistent(self) -> ModelSettings:
         if self.kernel % 2 == 0:
             raise ValueError("`kernel` is odd: the centre of the convolution is a pixel")
+        if (self.init != "clip") != (self.sha256 is not None):
+            raise ValueError("`sha256` goes with a model folder in `init`; `lexiseg import` with --profile sets both")
         return self
+
+
+class PredictSettings(Block):
+    """`tcl.predict`: from a picture to soft masks. The defaults are those of a model folder that says nothing."""
+
+    short_side: int | None = Field(default=None, ge=1)
+    max_side: int | None = Field(default=None, ge=1)
+    window: int | None = Field(default=None, ge=1)
+    stride: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PredictSettings:
+        if (self.window is None) != (self.stride is None):
+            raise ValueError("`window` and `stride` go together: both numbers, or both null")
+        if self.window is not None and self.stride is not None and self.stride > self.window:
+            raise ValueError("`stride` is at most `window`, or pixels between windows would be seen by none")
+        return self
+
+    def card(self) -> dict[str, Any]:
+        """The fields of a protocol card that inference decides."""
+        return {"sliding_window": self.window, "window_stride": self.stride, "short_side": self.short_side}
+
+
+class RefineSettings(Block):
+    """`tcl.refine`: from soft masks to those that are compared. The defaults are those of the authors' evaluation."""
+
+    pamr_iterations: int = Field(default=10, ge=0)
+    knowledge_weight: float = Field(default=0.3, ge=0, le=1)
+    background_threshold: float | None = Field(default=None, gt=0, lt=1)
+
+    def card(self) -> dict[str, Any]:
+        """The fields of a protocol card that refinement decides."""
+        done = {"pamr_iterations": self.pamr_iterations, "knowledge_weight": self.knowledge_weight}
+        return {"refinement": done if any(done.values()) else "none", "background_threshold": self.background_threshold}
+
+
+class TCLSettings(Block):
+    """The block `tcl`."""
+
+    run: bool
+    model: ModelSettings
+    loss: LossSettings
+    train: TrainSettings
+    predict: PredictSettings
+    refine: RefineSettings
