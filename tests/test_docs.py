@@ -22,7 +22,7 @@ import pytest
 import timm
 import torch
 import typer.main
-from helpers.coco import write_coco
+from helpers.coco import write_captioned, write_coco
 from helpers.official_lseg import write_checkpoint
 from helpers.official_tcl import officially_named
 from helpers.working_tree import SOURCE, change, environment, run, write_street
@@ -145,6 +145,9 @@ def stage_set(micro_tree: Path) -> Path:
         categories=[{"id": id, "name": name, "isthing": int(name in THINGS)} for id, name in names],
         size=5,
     )
+    write_captioned(beside / "COCO")
+    few = {"encode": {"pretrain": {"steps": 2}}, "tcl": {"train": {"steps": 2, "batch": 2}}}
+    change(micro_tree / "profiles/coco_captions.yaml", few)
     shutil.copy(beside / "CamVid/test/test_0.png", micro_tree / "photo.jpg")
     downloads = home / "Downloads"
     downloads.mkdir()

@@ -55,6 +55,15 @@ def write_coco(folder: Path, *, categories: list[dict[str, Any]] = CATEGORIES, s
     return folder
 
 
+def write_captioned(folder: Path, splits: tuple[str, ...] = ("captions_only",)) -> None:
+    """Add two photographs without labels, and the list of the captions of these splits."""
+    for seed in SEEDS["captions_only"]:
+        save(folder / f"images/captions_only/{seed:012d}.jpg", picture(seed))
+    images = [f"images/{name}/{seed:012d}.jpg" for name in splits for seed in SEEDS[name]]
+    lines = [json.dumps({"image": image, "captions": CAPTIONS}) for image in images]
+    write_text(folder / "captions.jsonl", "\n".join(lines) + "\n")
+
+
 def write_selection(folder: Path) -> Path:
     """A data set as a selection: 3 train without captions, 2 val with them, 2 with captions alone."""
     for name in ("train2017", "val2017"):
@@ -67,11 +76,7 @@ def write_selection(folder: Path) -> Path:
             size=1,
         )
     write_json(folder / "categories.json", [{"id": 0, "name": "unlabeled", "isthing": 0}, *CATEGORIES])
-    for seed in SEEDS["captions_only"]:
-        save(folder / f"images/captions_only/{seed:012d}.jpg", picture(seed))
-    images = [f"images/{name}/{seed:012d}.jpg" for name in ("val2017", "captions_only") for seed in SEEDS[name]]
-    lines = [json.dumps({"image": image, "captions": CAPTIONS}) for image in images]
-    write_text(folder / "captions.jsonl", "\n".join(lines) + "\n")
+    write_captioned(folder, ("val2017", "captions_only"))
     return folder
 
 
