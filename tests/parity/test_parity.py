@@ -17,11 +17,12 @@ from safetensors.torch import load_file
 
 from lexiseg.methods import METHODS
 from parity.lseg import RUNNERS as LSEG
+from parity.stego import RUNNERS as STEGO
 from parity.tcl import NEEDS
 from parity.tcl import RUNNERS as TCL
 
 FOLDER = Path(os.environ.get("LEXISEG_PARITY_DIR") or Path(__file__).parents[3] / "shared/parity")
-RUNNERS = {**LSEG, **TCL}
+RUNNERS = {**LSEG, **STEGO, **TCL}
 NAMES = sorted(path.stem for path in FOLDER.glob("*.safetensors"))
 # Methods whose official code fixtures may come from.
 _FIVE = ("lseg", "xdecoder", "tcl", "stego", "ovseg")

@@ -96,6 +96,54 @@ class BackboneSettings(Block):
         return self
 
 
+class TrunkSettings(Block):
+    """The frozen trunk of unsupervised methods."""
+
+    source: Literal["pretrain", "timm", "backbone", "none"]
+    name: str | None
+    weights: str | None
+    sha256: str | None
+    licence: str | None
+    mean: tuple[float, float, float] | None
+    std: tuple[float, float, float] | None
+    options: dict[str, str | int | float | bool]
+    facet: Literal["features", "keys"]
+    positions: Literal["timm", "dino"]
+    stride: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _complete(self) -> TrunkSettings:
+        if self.source == "timm" and not (self.name and self.weights and self.licence):
+            raise ValueError("source timm needs `name`, `weights` (a file, or `hub`) and `licence`")
+        if self.source == "timm" and self.weights != "hub" and not self.sha256:
+            raise ValueError("a weight file needs its `sha256`; `lexiseg weights add` prints it")
+        return self
+
+
+class SelfSupervisedSettings(Block):
+    """Pretraining of the tiny trunk on pictures alone."""
+
+    split: str
+    pictures: int = Field(ge=2)
+    size: int | None = Field(ge=16)
+    crop: int = Field(ge=16, multiple_of=8)
+    steps: int = Field(ge=1)
+    batch: int = Field(ge=2)
+    lr: float = Field(gt=0)
+    warmup: int = Field(ge=0)
+    weight_decay: float = Field(ge=0)
+    layers: int = Field(ge=1)
+    prototypes: int = Field(ge=2)
+    picture_weight: float = Field(ge=0)
+    student_temperature: float = Field(gt=0)
+    teacher_temperature: float = Field(gt=0)
+    momentum: float = Field(ge=0, lt=1)
+    masked: float = Field(ge=0, lt=1)
+    gain: float = Field(ge=0, lt=1)
+    shift: float = Field(ge=0, lt=1)
+    noise: float = Field(ge=0, lt=1)
+
+
 class EncodeSettings(Block):
     """The block `encode`."""
 

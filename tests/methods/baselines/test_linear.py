@@ -5,8 +5,9 @@ from helpers.tiny import encoded, prepare_again, prepared, prepared_with_fault, 
 from PIL import Image
 from torch import nn
 
+from lexiseg.encoders.features import load_features
 from lexiseg.errors import DataError, LabelError
-from lexiseg.methods.baselines.linear import FrozenFeatures, LinearHead, LinearTraining, predictor
+from lexiseg.methods.baselines.linear import LinearHead, LinearTraining, predictor
 from lexiseg.vocabulary import Vocabulary
 
 
@@ -35,7 +36,7 @@ def pixels(*shape):
 
 @pytest.mark.parametrize(("stride", "size"), [(4, (4, 6)), (8, (2, 3)), (5, (4, 5))])
 def test_all_maps_at_one_stride(inputs, stride, size):
-    features = FrozenFeatures(inputs["encode"], stride=stride)
+    features = load_features(inputs["encode"], stride=stride)
     found = features(pixels(2, 3, 16, 24))
     assert found.shape == (2, features.channels, *size)
     assert features.channels == 32 + 64 + 32 + 32
@@ -43,7 +44,7 @@ def test_all_maps_at_one_stride(inputs, stride, size):
 
 
 def test_each_map_has_unit_scale(inputs):
-    features = FrozenFeatures(inputs["encode"], stride=8)
+    features = load_features(inputs["encode"], stride=8)
     # at the stride of the two coarse maps nothing is interpolated
     coarse = features(pixels(1, 3, 16, 16))[:, -32:]
     assert torch.allclose(coarse.mean(dim=1), torch.zeros(1, 2, 2), atol=1e-4)
@@ -51,7 +52,7 @@ def test_each_map_has_unit_scale(inputs):
 
 
 def test_a_timm_backbone_with_its_statistics(tmp_path):
-    features = FrozenFeatures(encoded(tmp_path / "encode", changes=timm_backbone(tmp_path)), stride=8)
+    features = load_features(encoded(tmp_path / "encode", changes=timm_backbone(tmp_path)), stride=8)
     assert features(pixels(1, 3, 33, 50)).shape == (1, features.channels, 5, 7)
     assert features.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])  # type: ignore[operator, union-attr]
 
@@ -94,7 +95,7 @@ def test_twice_gives_equal_scores(inputs, head):
 
 
 def test_the_backbone_stays_as_it_is(inputs, head):
-    fresh = FrozenFeatures(inputs["encode"], stride=4).state_dict()
+    fresh = load_features(inputs["encode"], stride=4).state_dict()
     for name, value in head.model.features.state_dict().items():
         assert torch.equal(value, fresh[name])  # running statistics of the stem too
 
@@ -118,7 +119,7 @@ def test_it_learns_what_is_easy(tmp_path):
 
 
 def test_a_batch_without_labels_does_no_harm(inputs, monkeypatch):
-    module = LinearTraining(FrozenFeatures(inputs["encode"], stride=8), classes=2, settings=None)
+    module = LinearTraining(load_features(inputs["encode"], stride=8), classes=2, settings=None)
     monkeypatch.setattr(module, "log", lambda *_: None)
     loss = module.training_step({"image": pixels(1, 3, 16, 16), "target": torch.full((1, 16, 16), -100)}, 0)
     loss.backward()
@@ -127,7 +128,7 @@ def test_a_batch_without_labels_does_no_harm(inputs, monkeypatch):
 
 
 def test_an_unseen_class_never_wins_however_low_the_others_are(inputs):
-    module = LinearTraining(FrozenFeatures(inputs["encode"], stride=8), classes=1, settings=None)
+    module = LinearTraining(load_features(inputs["encode"], stride=8), classes=1, settings=None)
     nn.init.constant_(module.head.bias, -500)  # type: ignore[arg-type]
     head = LinearHead(module, Vocabulary(names=("ring", "sky"), seen=(False, True)))
     (scores,) = head.scores([picture()], ["ring", "sky"])

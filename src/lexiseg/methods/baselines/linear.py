@@ -15,55 +15,13 @@ from torch import Tensor, nn
 from lexiseg.data.dataset import PreparedSplit
 from lexiseg.data.targets import seen_targets
 from lexiseg.data.transforms import generator, random_crop
-from lexiseg.encoders.backbone import read_backbone
-from lexiseg.encoders.clip import build_clip
-from lexiseg.encoders.pyramid import TinyBackbone, build_timm_backbone
+from lexiseg.encoders.features import FrozenFeatures, load_features
 from lexiseg.errors import LabelError
 from lexiseg.segmentation import IGNORE_LABEL
-from lexiseg.storage import load_tensors, read_json
 from lexiseg.training import check_labelled_batch, fit, shuffled_indices, warmup_cosine
 from lexiseg.vocabulary import Vocabulary
 
 NEVER = -1e4  # logit of a class the head has no output for: it never wins (and fits into float16)
-
-
-class FrozenFeatures(nn.Module):
-    """The maps of a frozen backbone, concatenated at one stride.
-
-    Args:
-        encode: the encode folder.
-        stride: pixels per cell of the result.
-    """
-
-    def __init__(self, encode: Path, *, stride: int) -> None:
-        super().__init__()
-        config, weights = read_backbone(encode)
-        if config["source"] == "clip":
-            clip = read_json(encode / "clip" / "clip.json")
-            model = build_clip(clip, source=str(encode / "clip" / "clip.json"))
-            model.load_state_dict(load_tensors(encode / "clip" / "model.safetensors"))
-            self.backbone: Any = TinyBackbone(model.visual)  # type: ignore[arg-type]
-            config = {**config, "mean": clip["mean"], "std": clip["std"]}
-        else:
-            self.backbone = build_timm_backbone(
-                config["name"], options=config["options"], readout="ignore", weights=weights
-            )
-        self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1))
-        self.stride = stride
-        self.channels = sum(self.backbone.channels)
-        self.eval().requires_grad_(False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """uint8 RGB (B, 3, H, W) -> (B, D, H / stride, W / stride), every channel group of unit scale."""
-        multiple = self.backbone.multiple
-        size = [max(multiple, round(side / multiple) * multiple) for side in images.shape[-2:]]
-        tensor = (images.float() / 255 - self.mean) / self.std  # type: ignore[operator]
-        if list(images.shape[-2:]) != size:
-            tensor = F.interpolate(tensor, size=size, mode="bilinear", align_corners=True)
-        cells = [-(-side // self.stride) for side in images.shape[-2:]]
-        maps = [F.layer_norm(x.movedim(1, -1), x.shape[1:2]).movedim(-1, 1) for x in self.backbone(tensor)]
-        return torch.cat([F.interpolate(x, size=cells, mode="bilinear", align_corners=True) for x in maps], dim=1)
 
 
 class LinearTraining(L.LightningModule):
@@ -132,7 +90,7 @@ def predictor(settings: Any, inputs: Mapping[str, Path]) -> LinearHead:
     split = PreparedSplit(inputs["prepare"], "train")
     recipe, seed = settings.baseline.linear, settings.seed
     torch.manual_seed(seed)
-    features = FrozenFeatures(inputs["encode"], stride=recipe.stride)
+    features = load_features(inputs["encode"], stride=recipe.stride)
     vocabulary = split.vocabulary
     targets = seen_targets(vocabulary)
     module = LinearTraining(features, classes=len(vocabulary.seen_names), settings=recipe)
