@@ -2,7 +2,8 @@
 
 LSeg, with the weights of a model folder: every pixel embedding is made, normalised and multiplied with the label
 vectors, all logits are brought to the size of the picture, and the best label is taken from those. Letters in shapes as
-in `lexiseg.methods.lseg.model`. PAMR: the neighbourhoods of all pixels are unfolded, in every iteration.
+in `lexiseg.methods.lseg.model`. PAMR: the neighbourhoods of all pixels are unfolded, in every iteration. STEGO: every
+kind of pairs is sampled and correlated by itself.
 """
 
 from __future__ import annotations
@@ -103,3 +104,48 @@ def _windows(x: Tensor, dilations: Sequence[int]) -> list[Tensor]:
 def _neighbours(windows: Sequence[Tensor]) -> Tensor:
     """The windows without their centres: (B, C, P, H, W)."""
     return torch.cat([torch.cat([part[:, :, :4], part[:, :, 5:]], dim=2) for part in windows], dim=2)
+
+
+def plain_correspondence_loss(
+    features: Tensor,
+    codes: Tensor,
+    neighbour_features: Tensor,
+    neighbour_codes: Tensor,
+    *,
+    points: Tensor,
+    partner_points: Tensor,
+    partners: Tensor,
+    shifts: Sequence[float],
+    weights: Sequence[float],
+) -> Tensor:
+    """STEGO's loss as its equations read: every kind of pairs sampled, correlated and centred by itself.
+
+    Args: those of `lexiseg.methods.stego.loss.correspondence_terms`, and `weights` of self, neighbour and random pairs.
+    """
+
+    def sample(maps: Tensor, places: Tensor) -> Tensor:
+        return F.grid_sample(maps, places[:, :, None], padding_mode="border", align_corners=True)
+
+    def unit(maps: Tensor) -> Tensor:
+        return F.normalize(maps, dim=1, eps=1e-10)
+
+    def pairs(f: Tensor, g: Tensor, s: Tensor, t: Tensor, shift: float) -> Tensor:
+        with torch.no_grad():
+            alike = torch.einsum("nchw,ncij->nhwij", unit(f), unit(g))
+            mean = alike.mean()
+            alike = alike - alike.mean(dim=(3, 4), keepdim=True)
+            alike = alike - alike.mean() + mean
+        close = torch.einsum("nchw,ncij->nhwij", unit(s), unit(t))
+        return -close.clamp(min=0.0) * (alike - shift)
+
+    f, s = sample(features, points), sample(codes, points)
+    g, t = sample(neighbour_features, partner_points), sample(neighbour_codes, partner_points)
+    random = [
+        pairs(f, sample(features[row], partner_points), s, sample(codes[row], partner_points), shifts[2])
+        for row in partners
+    ]
+    return (
+        weights[0] * pairs(f, f, s, s, shifts[0]).mean()
+        + weights[1] * pairs(f, g, s, t, shifts[1]).mean()
+        + weights[2] * torch.cat(random).mean()
+    )

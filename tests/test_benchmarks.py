@@ -14,7 +14,20 @@ import pytest
 import torch
 from helpers.tiny import open_clip_model
 
-from benchmarks import harness, lseg_inference, lseg_memory, lseg_training, metrics, networks, pamr, plain, tcl_training
+from benchmarks import (
+    crf,
+    harness,
+    lseg_inference,
+    lseg_memory,
+    lseg_training,
+    metrics,
+    neighbours,
+    networks,
+    pamr,
+    plain,
+    stego_loss,
+    tcl_training,
+)
 from lexiseg.storage import read_json
 
 ROOT = Path(__file__).parents[1]
@@ -317,6 +330,59 @@ def test_pamr(tmp_path):
     (row,) = result["rows"]
     assert set(row["seconds"]) == set(row["memory"]) == set(pamr.CANDIDATES)
     assert row["largest_difference"] < pamr.TOLERANCE
+
+
+STEGO = ["--batch", "3", "--channels", "8", "--side", "4", "--dim", "5", "--points", "9", "--repeats", "1"]
+
+
+@pytest.mark.parametrize("layout", ["tokens", "planes"])
+def test_stego_loss(tmp_path, layout):
+    stego_loss.main([*STEGO, "--layout", layout, "--out", str(tmp_path)])
+    path, result = only_result(tmp_path)
+    assert path.name.startswith("stego_loss-")
+    (row,) = result["rows"]
+    assert set(row["seconds"]) == {"lexiseg", "plain"}
+    assert row["largest_difference"] < stego_loss.TOLERANCE
+
+
+def test_stego_loss_compares_before_it_times(monkeypatch):
+    monkeypatch.setattr(stego_loss, "plain", lambda given: 2 * stego_loss.ours(given))
+    with pytest.raises(AssertionError, match="loss or gradients differ"):
+        stego_loss.main(STEGO)
+
+
+def test_neighbours(tmp_path):
+    neighbours.main(["--pictures", "60", "--channels", "8", "--count", "5", "--repeats", "1", "--out", str(tmp_path)])
+    _, result = only_result(tmp_path)
+    (row,) = result["rows"]
+    assert set(row["seconds"]) == set(row["memory"]) == {"lexiseg", "scikit-learn"}
+    assert result["made_with"]["versions"]["scikit-learn"] == version("scikit-learn")
+
+
+def test_neighbours_compares_before_it_times(monkeypatch):
+    monkeypatch.setattr(neighbours, "ours", lambda vectors, count: torch.zeros(len(vectors), count + 1))
+    with pytest.raises(AssertionError, match="the similarities differ"):
+        neighbours.main(["--pictures", "60", "--channels", "8", "--count", "5"])
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """The compiled peer is no part of a test environment: lexiseg itself takes its place."""
+    monkeypatch.setattr(crf, "pydensecrf", crf.ours)
+    monkeypatch.setattr(harness, "version", lambda package: "1")
+
+
+def test_crf(tmp_path, stand_in):
+    crf.main(["--side", "32", "--labels", "3", "--repeats", "1", "--iterations", "2", "--out", str(tmp_path)])
+    _, result = only_result(tmp_path)
+    assert [row["picture"] for row in result["rows"]] == ["drawn 0", "drawn 1", "drawn 2"]
+    assert all(row["equal_labels"] == 1.0 and 0 < row["changed_labels"] < 1 for row in result["rows"])
+
+
+def test_crf_compares_before_it_times(monkeypatch, stand_in):
+    monkeypatch.setattr(crf, "pydensecrf", lambda image, shares, iterations: shares[0].flip(0).numpy())
+    with pytest.raises(AssertionError, match="% of the pixels have equal labels"):
+        crf.main(["--side", "32", "--labels", "3"])
 
 
 def test_pamr_compares_before_it_times(monkeypatch):

@@ -1,0 +1,115 @@
+"""Dense CRF: lexiseg beside pydensecrf2, the compiled library that STEGO's authors use.
+
+    pip install pydensecrf2        (it is compiled; lexiseg itself does not need it)
+    python benchmarks/crf.py --threads 1 --pictures photo1.jpg photo2.jpg --out
+
+Both refine the same shares of labels on the same pictures, scaled to a square: cosines of smoothed colours with random
+centres, which divide a picture about as clusters of codes do. Both are approximate; the share of pixels with equal
+labels is printed, and below 99 % nothing is timed. Without --pictures, pictures of soft shapes are drawn.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from lexiseg.environment import keep_memory
+from lexiseg.layers.crf import SMALLEST_SHARE, CrfSettings, dense_crf
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.harness import arguments_for, compare, table, use_threads, write_result
+
+AGREEMENT = 0.99
+
+
+def picture(path: Path | None, side: int, *, seed: int) -> np.ndarray:
+    """uint8 RGB (side, side, 3) of a file, or of soft shapes."""
+    if path is not None:
+        return np.array(Image.open(path).convert("RGB").resize((side, side)))
+    rng = torch.Generator().manual_seed(seed)
+    coarse = F.interpolate(torch.rand(1, 3, 7, 7, generator=rng), size=(side, side), mode="bicubic")
+    steps = (coarse * 6).round() / 6 * 255 + 4 * torch.randn(1, 3, side, side, generator=rng)
+    return steps[0].clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+
+
+def shares_of(image: np.ndarray, labels: int, *, seed: int) -> Tensor:
+    """(1, labels, H, W), sum 1: twice the cosines of smoothed colours with centres found in them, through a softmax."""
+    rng = torch.Generator().manual_seed(seed)
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 127.5 - 1
+    cells = F.interpolate(pixels, scale_factor=1 / 8, mode="area")
+    codes = torch.cat(
+        [cells, F.avg_pool2d(cells, 5, 1, 2), 0.3 * torch.randn(1, 8, *cells.shape[2:], generator=rng)], 1
+    )
+    rows = F.normalize(codes, dim=1).flatten(2)[0].T
+    centres = rows[torch.randperm(len(rows), generator=rng)[:labels]]
+    finer = F.interpolate(F.normalize(codes, dim=1), size=pixels.shape[-2:], mode="bilinear")
+    return (2 * torch.einsum("bkhw,nk->bnhw", F.normalize(finer, dim=1), centres)).softmax(dim=1)
+
+
+def ours(image: np.ndarray, shares: Tensor, iterations: int) -> np.ndarray:
+    """Shares (labels, H, W) by lexiseg."""
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+    return dense_crf(pixels, shares, CrfSettings(iterations=iterations))[0].numpy()
+
+
+def pydensecrf(image: np.ndarray, shares: Tensor, iterations: int) -> np.ndarray:
+    """The same by pydensecrf2."""
+    from pydensecrf.densecrf import DenseCRF2D  # type: ignore[import-not-found]
+
+    labels, height, width = shares.shape[1:]
+    settings = CrfSettings()
+    field = DenseCRF2D(width, height, labels)
+    unary = -shares[0].clamp(min=SMALLEST_SHARE).log().reshape(labels, -1)
+    field.setUnaryEnergy(np.ascontiguousarray(unary.numpy()))
+    field.addPairwiseGaussian(sxy=settings.gaussian_width, compat=settings.gaussian_weight)
+    field.addPairwiseBilateral(
+        sxy=settings.bilateral_width,
+        srgb=settings.bilateral_colour,
+        rgbim=np.ascontiguousarray(image),
+        compat=settings.bilateral_weight,
+    )
+    return np.array(field.inference(iterations)).reshape(labels, height, width)
+
+
+@torch.inference_mode()
+def main(argv: Sequence[str] | None = None) -> None:
+    """Check that labels agree, then time."""
+    parser = arguments_for(__doc__, repeats=7)
+    parser.add_argument("--pictures", type=Path, nargs="+", help="photographs; default: three drawn ones")
+    parser.add_argument("--side", type=int, default=320)
+    parser.add_argument("--labels", type=int, default=27)
+    parser.add_argument("--iterations", type=int, default=10)
+    given = parser.parse_args(argv)
+    use_threads(given.threads)
+    keep_memory()
+    rows = []
+    for number, path in enumerate(given.pictures or [None] * 3):
+        image = picture(path, given.side, seed=number)
+        shares = shares_of(image, given.labels, seed=number)
+        candidates = {"lexiseg": ours, "pydensecrf2": pydensecrf}
+        found = {name: refine(image, shares, given.iterations) for name, refine in candidates.items()}
+        one, other = (shares_.argmax(axis=0) for shares_ in found.values())
+        agreement = float((one == other).mean())
+        changed = float((shares[0].argmax(dim=0).numpy() != other).mean())
+        if agreement < AGREEMENT:
+            raise AssertionError(f"{path}: only {100 * agreement:.2f} % of the pixels have equal labels")
+        runs = {name: partial(refine, image, shares, given.iterations) for name, refine in candidates.items()}
+        name = path.name if path else f"drawn {number}"
+        timed = compare(runs, repeats=given.repeats, title=name)
+        print(f"{name}: equal labels {100 * agreement:.2f} %, changed by the CRF {100 * changed:.1f} %")
+        print(table(timed, unit="picture"))
+        rows.append({"picture": name, "equal_labels": agreement, "changed_labels": changed, **timed})
+    given.pictures = [path.name for path in given.pictures] if given.pictures else None
+    write_result("crf", rows, given=given, precision="fp32", peers=("pydensecrf2",))
+
+
+if __name__ == "__main__":
+    main()
