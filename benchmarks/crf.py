@@ -1,11 +1,11 @@
 """Dense CRF: lexiseg beside pydensecrf2, the compiled library that STEGO's authors use.
 
     pip install pydensecrf2        (it is compiled; lexiseg itself does not need it)
-    python benchmarks/crf.py --threads 1 --pictures photo1.jpg photo2.jpg --out
+    python benchmarks/crf.py --threads 1 --out
 
 Both refine the same shares of labels on the same pictures, scaled to a square: cosines of smoothed colours with random
 centres, which divide a picture about as clusters of codes do. Both are approximate; the share of pixels with equal
-labels is printed, and below 99 % nothing is timed. Without --pictures, pictures of soft shapes are drawn.
+labels is printed, and below 99 % nothing is timed. With --pictures they are photographs, without it drawn soft shapes.
 """
 
 from __future__ import annotations
