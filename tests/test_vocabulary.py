@@ -29,6 +29,28 @@ def test_flags_have_defaults():
     assert plain.templates == ("{}",)
 
 
+def test_a_data_set_without_classes():
+    none = Vocabulary(names=())
+    assert (len(none), none.seen, none.seen_names, none.unseen_names) == (0, (), (), ())
+    assert Vocabulary.from_json(none.to_json()) == none
+    assert none.hash not in (WORDS.hash, Vocabulary(names=("a",)).hash)
+    with pytest.raises(DataError) as error:
+        none.index("dog")
+    assert error.value.allowed == "no name: the data set has no classes"
+    with pytest.raises(DataError) as error:
+        Vocabulary(names=(), seen=(True,))
+    assert "1 `seen` flags for 0 names" in error.value.found
+
+
+def test_what_needs_names_asks_for_them():
+    WORDS.require_names(needed_by="LSeg", instead="leave it out")
+    with pytest.raises(DataError) as error:
+        Vocabulary(names=()).require_names(needed_by="LSeg", instead="leave it out")
+    assert error.value.found == "LSeg on a data set without classes"
+    assert error.value.allowed == "a data set with class names"
+    assert error.value.fix == "list the classes in classes.txt of the raw data (docs/own-data.md), or leave it out"
+
+
 def test_json_and_pickle_give_it_back():
     assert Vocabulary.from_json(WORDS.to_json()) == WORDS
     assert pickle.loads(pickle.dumps(WORDS)) == WORDS
@@ -44,7 +66,6 @@ def test_hash_depends_on_content_alone():
 @pytest.mark.parametrize(
     ("arguments", "found"),
     [
-        ({"names": ()}, "no names"),
         ({"names": ("a", "a")}, "repeated names ['a']"),
         ({"names": ("a", " ")}, "empty or padded names [' ']"),
         ({"names": ("a", "b"), "seen": (True,)}, "1 `seen` flags for 2 names"),

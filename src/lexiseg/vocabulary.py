@@ -15,7 +15,7 @@ class Vocabulary:
     """Class names in the order of their ids; id k on disk and in tensors is `names[k]`.
 
     Args:
-        names: the C class names, as the data set spells them.
+        names: the C class names, as the data set spells them; none for pictures without any labels.
         synonyms: for a name, other words for the same class in order of preference. A table of text
             embeddings that lacks the name answers with the first of them that it has.
         seen: C flags; False = never labelled in training (zero-shot classes). Empty means all True.
@@ -23,7 +23,7 @@ class Vocabulary:
         templates: sentences with one `{}` each, into which a name is put before it is encoded.
 
     Raises:
-        DataError: no names, empty or repeated ones, flags of another length, a synonym that means two classes,
+        DataError: empty or repeated names, flags of another length, a synonym that means two classes,
             or a template without its `{}`.
 
     Example:
@@ -55,8 +55,6 @@ class Vocabulary:
 
     def _faults(self) -> list[str]:
         faults = []
-        if not self.names:
-            faults.append("no names")
         bad = [name for name in self.names if not isinstance(name, str) or name != name.strip() or not name]
         if bad:
             faults.append(f"empty or padded names {bad}")
@@ -83,6 +81,23 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.names)
 
+    def require_names(self, *, needed_by: str, instead: str) -> None:
+        """Refuse a data set without classes.
+
+        Args:
+            needed_by: what cannot do without class names.
+            instead: what to set where there are none to be listed.
+
+        Raises:
+            DataError: there are no names.
+        """
+        if not self.names:
+            raise DataError(
+                found=f"{needed_by} on a data set without classes",
+                allowed="a data set with class names",
+                fix=f"list the classes in classes.txt of the raw data (docs/own-data.md), or {instead}",
+            )
+
     def index(self, name: str) -> int:
         """Class id of a name. Raises DataError when it is not one of the names."""
         try:
@@ -90,7 +105,7 @@ class Vocabulary:
         except ValueError:
             raise DataError(
                 found=f"the class name `{name}`",
-                allowed=f"one of {', '.join(self.names)}",
+                allowed=f"one of {', '.join(self.names)}" if self.names else "no name: the data set has no classes",
                 fix="use a name of this vocabulary",
             ) from None
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.micro import save, write_camvid, write_folder
+from helpers.micro import save, write_camvid, write_folder, write_photos
 from helpers.zero_shot import write_pascal5i
 from ruamel.yaml import YAML
 
@@ -96,6 +96,16 @@ def test_wrong_layout_changes_nothing(root, tmp_path):
         add_data("own", write_folder(tmp_path / "raw"), adapter="camvid", root=root)
     assert hash_tree(root) == {"data.dvc": hash_tree(root)["data.dvc"]}
     assert not (root / "data").exists()
+
+
+def test_photographs_without_labels(root, tmp_path):
+    added = add_data("photos", write_photos(tmp_path / "raw"), adapter="folder", root=root)
+    assert (added.splits, added.classes) == ({"train": 3}, 0)
+    source = write_folder(tmp_path / "labelled")
+    (source / "classes.txt").unlink()
+    with pytest.raises(DataError, match=r"and no classes\.txt"):
+        add_data("own", source, adapter="folder", root=root)
+    assert not (root / "data/own").exists()
 
 
 def test_first_picture_is_tried(root, tmp_path):

@@ -233,7 +233,13 @@ def test_no_text_side(tmp_path):
         load_text(tmp_path)
     assert "text/text.json" in caught.value.found
     assert "encode or register" in caught.value.allowed
+    assert "another `encode.text.source` than none" in caught.value.allowed
     assert "dvc repro" in caught.value.fix
+
+
+def test_none_is_written_where_none_is_wanted(tmp_path):
+    save_text(tmp_path, encode_settings({"encode.text.source": "none"}).text, WORDS)
+    assert not hash_tree(tmp_path)
 
 
 @pytest.mark.parametrize(

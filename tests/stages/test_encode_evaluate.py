@@ -1,6 +1,15 @@
 import pytest
 import torch
-from helpers.tiny import CAPTIONS, encoded, prepare_again, prepared, settings, text_table, vocabulary_of
+from helpers.tiny import (
+    CAPTIONS,
+    encoded,
+    prepare_again,
+    prepared,
+    prepared_photos,
+    settings,
+    text_table,
+    vocabulary_of,
+)
 
 from lexiseg.data.dataset import PreparedSplit
 from lexiseg.encoders.clip import load_clip
@@ -87,6 +96,12 @@ def test_without_a_clip_stand_ins_are_left(inputs, tmp_path):
     encode = encoded(tmp_path / "encode", changes=changes, vocabulary=vocabulary_of(inputs["prepare"]))
     result = measured({**inputs, "encode": encode}, tmp_path / "out")
     assert result == {"retrieval": {"test": None}, "stand_ins": {"ring": "hoop"}}
+
+
+def test_without_words(tmp_path):
+    sources = {f"encode.{part}.source": "none" for part in ("clip", "text", "backbone")}
+    inputs = {"prepare": prepared_photos(tmp_path), "encode": encoded(tmp_path / "encode", changes=sources)}
+    assert measured(inputs, tmp_path / "out", splits=["train"]) == {"retrieval": {"train": None}, "stand_ins": {}}
 
 
 def test_an_unknown_split(inputs, tmp_path):

@@ -4,7 +4,7 @@ import shutil
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from helpers.micro import picture, save, settings, shared, write_camvid, write_folder, write_world
+from helpers.micro import picture, save, settings, shared, write_camvid, write_folder, write_photos, write_world
 
 from lexiseg.data.dataset import PreparedSplit
 from lexiseg.data.manifest import SCHEMA, read_manifest
@@ -155,6 +155,32 @@ def test_unknown_unseen_classes(tmp_path):
     assert "spelt as there: grass, potted plant, sea" in error.value.allowed
     assert "correct `data.unseen`" in error.value.fix
     assert not (tmp_path / "out").exists()
+
+
+def test_photographs_without_labels(tmp_path):
+    raw = write_photos(tmp_path / "raw")
+    run(raw, tmp_path / "out", name="photos", adapter="folder")
+    info = json.loads((tmp_path / "out/info.json").read_text())
+    assert info["splits"] == {"train": {"count": 3, "labelled": 0, "captioned": 0, "unreadable": 0}}
+    split = PreparedSplit(tmp_path / "out", "train")
+    assert split.vocabulary.names == ()
+    assert [split[index]["semantic"] for index in range(3)] == [None] * 3
+    with pytest.raises(DataError) as error:
+        run(raw, tmp_path / "again", adapter="folder", unseen=("sky",))
+    assert error.value.found == "`data.unseen` names `sky`"
+    assert error.value.allowed == "classes of the data set, spelt as there: it has none"
+
+
+def test_pictures_in_no_folder_of_a_split(tmp_path):
+    raw = write_photos(tmp_path / "raw", count=70)  # more than a chunk: other processes find them, too
+    (raw / "images/train").rename(tmp_path / "flat")
+    flat = tmp_path / "own/images"
+    flat.parent.mkdir()
+    (tmp_path / "flat").rename(flat)
+    one = run(flat.parent, tmp_path / "a", adapter="folder", workers=2)
+    assert one == run(flat.parent, tmp_path / "b", adapter="folder")
+    assert len(PreparedSplit(tmp_path / "a", "train")) == 70
+    assert read_manifest(tmp_path / "a/manifest.parquet")[0]["file"] == "images/0.png"
 
 
 def test_nothing_to_train_on(tmp_path):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers.micro import mask, picture, save, settings, shared, write_camvid, write_folder, write_world
+from helpers.micro import mask, picture, save, settings, shared, write_camvid, write_folder, write_photos, write_world
 
 from lexiseg.data.adapters.folder import FolderAdapter
 from lexiseg.data.docs import write_data_docs
@@ -207,6 +207,26 @@ def test_world_is_good_data(tmp_path):
     assert report["counts"]["iconic"] == {"samples": 3, "readable": 3, "labelled": 0, "captioned": 3}
 
 
+def test_photographs_without_labels(tmp_path):
+    report = run(write_photos(tmp_path / "raw"), tmp_path, adapter="folder", required_splits=("train",))
+    assert all(entry["success"] for entry in report["expectations"])
+    assert report["counts"] == {"train": {"samples": 3, "readable": 3, "labelled": 0, "captioned": 0}}
+    page = write_data_docs(tmp_path / "prepare", tmp_path / "docs", data=settings(required_splits=("train",)).data)
+    assert "3 samples; 15 of 15 expectations are met." in page.read_text()
+
+
+def test_photographs_are_checked_like_any(tmp_path, capsys):
+    raw = write_photos(tmp_path / "raw")
+    save(raw / "images/train/copy.png", picture(600, height=20, width=40))
+    (raw / "images/train/broken.jpg").write_bytes(b"x")
+    error, failed = refused(raw, tmp_path, adapter="folder", min_side=24)
+    assert set(failed) == {"required_splits", "readable", "smallest_size", "duplicates_within_split"}
+    assert "no readable sample in test, val" in error.found
+    assert "images/train/broken.jpg is not a picture" in error.found
+    assert "smallest_size: train/0: 40 x 20; train/copy: 40 x 20" in error.found
+    assert "duplicates_within_split: train/0: the same picture as train/copy" in capsys.readouterr().err
+
+
 def test_panoptic_mask_that_differs_from_its_table(tmp_path, monkeypatch):
     table = [{"id": 9, "class_id": 0, "thing": False}]
     load = FolderAdapter._load
@@ -214,7 +234,7 @@ def test_panoptic_mask_that_differs_from_its_table(tmp_path, monkeypatch):
     monkeypatch.setattr(
         FolderAdapter,
         "_load",
-        lambda self, split, path: replace(load(self, split, path), panoptic=panoptic, segments=table),
+        lambda self, path, mask: replace(load(self, path, mask), panoptic=panoptic, segments=table),
     )
     error, failed = refused(write_folder(tmp_path / "raw"), tmp_path, adapter="folder")
     assert list(failed) == ["panoptic"]

@@ -162,12 +162,14 @@ class SentenceText:
 
 
 def save_text(folder: Path, settings: TextSettings, vocabulary: Vocabulary) -> None:
-    """Write the text side of an encode folder (`folder/text`).
+    """Write the text side of an encode folder (`folder/text`), unless the settings want none.
 
     Raises:
         LabelError: a class name has neither a row, a synonym with a row, nor a declared stand-in.
         ModelError: a table or model cannot be read.
     """
+    if settings.source == "none":
+        return
     target = folder / "text"
     target.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {"source": settings.source, "licence": settings.licence}
@@ -207,7 +209,7 @@ def load_text(folder: Path, *, cache: EmbeddingCache | None = None) -> TextEncod
     if not path.is_file():
         raise ModelError(
             found=f"{folder} has no text/text.json",
-            allowed="a folder written by the encode or register stage",
+            allowed="a folder written by the encode or register stage, with another `encode.text.source` than none",
             fix="run `dvc repro`, or name the right folder",
         )
     config = read_json(path)

@@ -22,15 +22,13 @@ PAIRS = 256  # image-caption pairs of the retrieval test
 def run(settings: Any, inputs: Mapping[str, Path], outputs: Path) -> None:
     """Write metrics.json: retrieval on the first 256 captioned pictures of each evaluated split, and stand-ins.
 
-    What cannot be measured (no CLIP, no captions) is null.
+    What cannot be measured (no CLIP, no captions) is null, and without a text side nothing stands in.
     """
-    text = load_text(inputs["encode"])
     splits = {name: PreparedSplit(inputs["prepare"], name) for name in settings.evaluate.splits}
     names = next(iter(splits.values())).vocabulary.names
-    result: dict[str, Any] = {
-        "stand_ins": {name: text.stand_in(name) for name in names if text.stand_in(name)},
-        "retrieval": {},
-    }
+    text = load_text(inputs["encode"]) if (inputs["encode"] / "text").is_dir() else None
+    stand_ins = {name: text.stand_in(name) for name in names if text.stand_in(name)} if text else {}
+    result: dict[str, Any] = {"stand_ins": stand_ins, "retrieval": {}}
     clip = load_clip(inputs["encode"] / "clip") if (inputs["encode"] / "clip").is_dir() else None
     for name, split in splits.items():
         result["retrieval"][name] = retrieval(clip, split) if clip else None

@@ -82,7 +82,7 @@ def _mark_unseen(vocabulary: Vocabulary, unseen: Sequence[str]) -> Vocabulary:
         owner = {word.lower(): name for name in vocabulary.names for word in vocabulary.words(name)}
         raise DataError(
             found="`data.unseen` names " + ", ".join(f"`{name}`{_nearest(name, owner)}" for name in strangers),
-            allowed=f"classes of the data set, spelt as there: {', '.join(vocabulary.names)}",
+            allowed=f"classes of the data set, spelt as there: {', '.join(vocabulary.names) or 'it has none'}",
             fix="correct `data.unseen` in params.yaml; [] leaves the classes as the data set has them",
         )
     seen = tuple(flag and name not in unseen for name, flag in zip(vocabulary.names, vocabulary.seen, strict=True))

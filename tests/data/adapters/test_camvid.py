@@ -80,6 +80,17 @@ def test_faulty_class_list(tmp_path, line):
         CamvidAdapter(folder).vocabulary()
 
 
+@pytest.mark.parametrize("text", ["", "0 Void 0 0 0\n"])
+def test_a_list_without_classes(tmp_path, text):
+    folder = write_camvid(tmp_path / "d")
+    (folder / "classes.txt").write_text(text)
+    with pytest.raises(DataError) as error:
+        CamvidAdapter(folder).vocabulary()
+    assert error.value.found == "classes.txt lists no class"
+    assert "one class per line" in error.value.allowed
+    assert "--adapter folder" in error.value.fix
+
+
 def test_other_layout(tmp_path):
     with pytest.raises(DataError) as error:
         CamvidAdapter(tmp_path).splits()

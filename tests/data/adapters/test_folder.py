@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from helpers.micro import mask, picture, save, write_folder
+from helpers.micro import mask, picture, save, write_folder, write_photos
 
 from lexiseg.data.adapters.folder import FolderAdapter
 from lexiseg.errors import DataError
@@ -115,11 +115,105 @@ def test_caption_for_a_file_elsewhere(tmp_path):
         list(FolderAdapter(folder).samples("train"))
 
 
-def test_other_layout(tmp_path):
+@pytest.mark.parametrize("write", ["", "photo.jpg", "images/notes.txt", "images/.thumbnails/photo.jpg"])
+def test_other_layout(tmp_path, write):
+    if write:
+        (tmp_path / "d" / write).parent.mkdir(parents=True)
+        (tmp_path / "d" / write).touch()
     with pytest.raises(DataError) as error:
-        FolderAdapter(tmp_path).splits()
-    assert "no folder images/<split>/" in error.value.found
+        FolderAdapter(tmp_path / "d").splits()
+    assert error.value.found == "no picture and no folder in images/ of d/"
     assert "images/train/" in error.value.allowed
+    assert "or all of them in images/" in error.value.allowed
+    assert "arrange the pictures" in error.value.fix
+
+
+def test_photographs_alone(tmp_path):
+    adapter = FolderAdapter(write_photos(tmp_path / "d"))
+    assert adapter.splits() == ["train"]
+    assert adapter.vocabulary().names == ()
+    contents = [sample.load() for sample in adapter.samples("train")]
+    assert [content.image.shape for content in contents if content.image is not None] == [
+        (20, 40, 3),
+        (24, 36, 3),
+        (28, 32, 3),
+    ]
+    assert {(content.semantic is None, content.captions, content.unknown_labels) for content in contents} == {
+        (True, None, ())
+    }
+
+
+def test_an_empty_folder_of_masks_is_none(tmp_path):
+    folder = write_photos(tmp_path / "d")
+    (folder / "masks/train").mkdir(parents=True)
+    (folder / "masks/train/.DS_Store").touch()
+    assert FolderAdapter(folder).vocabulary().names == ()
+
+
+def test_pictures_in_images_itself_are_the_split_train(tmp_path):
+    folder = tmp_path / "d"
+    for index in range(2):
+        save(folder / f"images/{index}.png", picture(index))
+    (folder / "images/.thumbnails").mkdir()
+    adapter = FolderAdapter(folder)
+    assert adapter.splits() == ["train"]
+    assert [(sample.id, sample.file) for sample in adapter.samples("train")] == [
+        ("0", "images/0.png"),
+        ("1", "images/1.png"),
+    ]
+    assert adapter.vocabulary().names == ()
+
+
+def test_their_masks_and_captions_lie_alike(tmp_path):
+    folder = write_folder(tmp_path / "d")
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for kind in ("images", "masks"):
+        (folder / kind / "train").rename(flat / kind)
+    (flat / "classes.txt").write_text((folder / "classes.txt").read_text())
+    (flat / "captions.jsonl").write_text(json.dumps({"image": "0.png", "captions": ["a plant"]}))
+    first, *others = [sample.load() for sample in FolderAdapter(flat).samples("train")]
+    assert first.semantic is not None
+    assert (first.semantic == mask(0, classes=3)).all()
+    assert first.captions == ["a plant"]
+    assert [content.captions for content in others] == [None] * 3
+    save(flat / "masks/9.png", mask(9, classes=3))
+    with pytest.raises(DataError) as error:
+        list(FolderAdapter(flat).samples("train"))
+    assert error.value.found == "1 mask(s) without a picture in masks/: 9.png"
+    assert error.value.allowed == "masks/<stem>.png for a picture images/<stem>.*"
+
+
+def test_pictures_beside_splits(tmp_path):
+    folder = write_folder(tmp_path / "d")
+    save(folder / "images/x.png", picture(1))
+    with pytest.raises(DataError) as error:
+        FolderAdapter(folder).splits()
+    assert error.value.found == "pictures (x.png, …) and folders (test/, …) side by side in images/"
+    assert "or all of them in images/" in error.value.allowed
+    assert "arrange the pictures" in error.value.fix
+
+
+def test_masks_without_a_list_of_classes(tmp_path):
+    folder = write_folder(tmp_path / "d")
+    (folder / "classes.txt").unlink()
+    with pytest.raises(DataError) as error:
+        FolderAdapter(folder).vocabulary()
+    assert error.value.found.startswith("masks (masks/t")
+    assert error.value.found.endswith(", …) and no classes.txt")
+    assert "a line for each id in the masks" in error.value.allowed
+    assert "list the classes in classes.txt; or remove masks/" in error.value.fix
+
+
+@pytest.mark.parametrize("text", ["", "# 0 grass\n\n"])
+def test_a_list_without_classes(tmp_path, text):
+    folder = write_photos(tmp_path / "d")
+    (folder / "classes.txt").write_text(text)
+    with pytest.raises(DataError) as error:
+        FolderAdapter(folder).vocabulary()
+    assert error.value.found == "classes.txt lists no class"
+    assert "one class per line" in error.value.allowed
+    assert "or remove classes.txt and masks/" in error.value.fix
 
 
 def test_licence(tmp_path):

@@ -126,4 +126,10 @@ class CamvidAdapter:
                     fix="correct that line of classes.txt",
                 )
             classes[int(parts[0])] = parts[1]
+        if all(name.lower() in _VOID for name in classes.values()):
+            raise DataError(
+                found="classes.txt lists no class",
+                allowed=purpose,
+                fix="use the list that comes with CamVid; for photographs without labels use `--adapter folder`",
+            )
         return classes

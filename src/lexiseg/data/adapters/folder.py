@@ -1,12 +1,13 @@
-"""Your own pictures: a folder per split, masks beside them, a list of classes, captions where there are some.
+"""Your own pictures: a folder per split; masks, a list of classes and captions where there are some.
 
-    classes.txt                  the classes, one per line (see below)
     images/<split>/<stem>.jpg    pictures; also .jpeg .png .webp .bmp .tif .tiff
     masks/<split>/<stem>.png     optional, per picture: one channel, 8 or 16 bits or a palette, value = id
+    classes.txt                  the classes, one per line (see below); only where there are no masks it may be missing
     captions.jsonl               optional: {"image": "train/dog.jpg", "captions": ["a dog on grass"]}
     licence.txt                  optional: the terms of the data, in words
 
-Splits are usually `train`, `val` and `test`. A line of classes.txt is
+Splits are usually `train`, `val` and `test`. Pictures may also lie in images/ itself, all of them: they are the split
+`train`, with masks in masks/ itself. A line of classes.txt is
 
     id name | synonym, synonym [unseen] [thing]
 
@@ -57,20 +58,16 @@ class FolderAdapter:
         return path.read_text(encoding="utf-8").strip() if path.is_file() else "not stated (no licence.txt)"
 
     def splits(self) -> list[str]:
-        """The folders below images/: train, val, test, then others by name."""
+        """The folders below images/: train, val, test, then others by name; train, where pictures lie there itself."""
+        if self._flat:
+            return ["train"]
         images = self._folder / "images"
-        found = sorted(path.name for path in images.iterdir() if path.is_dir()) if images.is_dir() else []
-        if not found:
-            raise DataError(
-                found=f"no folder images/<split>/ in {self._folder.name}/",
-                allowed="images/train/, images/val/ and images/test/ with the pictures",
-                fix="arrange the pictures like this; `lexiseg.data.adapters.folder` documents the whole layout",
-            )
+        found = sorted(path.name for path in images.iterdir() if path.is_dir() and not path.name.startswith("."))
         usual = [split for split in ("train", "val", "test") if split in found]
         return usual + [split for split in found if split not in usual]
 
     def vocabulary(self) -> Vocabulary:
-        """The classes of classes.txt in the order of their lines."""
+        """The classes of classes.txt in the order of their lines; none where there is neither the list nor a mask."""
         return Vocabulary(
             names=tuple(entry.name for entry in self._classes),
             synonyms={entry.name: entry.synonyms for entry in self._classes},
@@ -81,43 +78,71 @@ class FolderAdapter:
     def samples(self, split: str) -> Iterator[RawSample]:
         """The pictures of a split by name; the id is the name without its ending."""
         _ = self._captions  # a fault in the list is a fault of the whole data set, not of each sample
-        pictures = self._pictures(split)
+        images, masks = self._of_split("images", split), self._of_split("masks", split)
+        pictures = self._pictures(images)
         expected = {f"{path.stem}.png" for path in pictures}
-        strays = sorted(path.name for path in self._masks(split).glob("[!.]*") if path.name not in expected)
+        strays = sorted(path.name for path in masks.glob("[!.]*") if path.name not in expected)
         if strays:
             raise DataError(
-                found=f"{len(strays)} mask(s) without a picture in masks/{split}/: {', '.join(strays[:5])}",
-                allowed=f"masks/{split}/<stem>.png for a picture images/{split}/<stem>.*",
+                found=f"{len(strays)} mask(s) without a picture in {self._name(masks)}/: {', '.join(strays[:5])}",
+                allowed=f"{self._name(masks)}/<stem>.png for a picture {self._name(images)}/<stem>.*",
                 fix="give the masks the names of their pictures, or remove them",
             )
         for path in pictures:
             yield RawSample(
                 id=path.stem,
-                file=f"images/{split}/{path.name}",
-                load=lambda path=path: self._load(split, path),
+                file=self._name(path),
+                load=lambda path=path: self._load(path, masks / f"{path.stem}.png"),
             )
 
-    def _load(self, split: str, path: Path) -> RawContent:
-        content = read_picture(path, file=f"images/{split}/{path.name}")
-        content = replace(content, captions=self._captions.get(f"{split}/{path.name}"))
-        mask = self._masks(split) / f"{path.stem}.png"
+    def _load(self, path: Path, mask: Path) -> RawContent:
+        content = read_picture(path, file=self._name(path))
+        content = replace(content, captions=self._captions.get(path.relative_to(self._folder / "images").as_posix()))
         if not mask.exists():
             return content
-        ids = read_mask(mask, file=f"masks/{split}/{mask.name}")
+        ids = read_mask(mask, file=self._name(mask))
         classes = {entry.id: index for index, entry in enumerate(self._classes)}
         semantic, unknown = relabel(ids, classes=classes, ignored={255, IGNORE_ON_DISK} - set(classes))
         return replace(content, semantic=semantic, unknown_labels=unknown)
 
-    def _pictures(self, split: str) -> list[Path]:
-        folder = self._folder / "images" / split
+    @staticmethod
+    def _pictures(folder: Path) -> list[Path]:
         return sorted(path for path in folder.glob("[!.]*") if path.suffix.lower() in _ENDINGS)
 
-    def _masks(self, split: str) -> Path:
-        return self._folder / "masks" / split
+    def _of_split(self, kind: str, split: str) -> Path:
+        return self._folder / kind if self._flat else self._folder / kind / split
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self._folder).as_posix()
+
+    @cached_property
+    def _flat(self) -> bool:
+        """Whether the pictures lie in images/ itself, and not in a folder per split."""
+        images = self._folder / "images"
+        loose = self._pictures(images)
+        folders = sorted(path.name for path in images.glob("[!.]*") if path.is_dir())
+        if bool(loose) == bool(folders):
+            raise DataError(
+                found=f"pictures ({loose[0].name}, …) and folders ({folders[0]}/, …) side by side in images/"
+                if loose
+                else f"no picture and no folder in images/ of {self._folder.name}/",
+                allowed="images/train/, images/val/ and images/test/ with the pictures; or all of them in images/",
+                fix="arrange the pictures like this; `lexiseg.data.adapters.folder` documents the whole layout",
+            )
+        return bool(loose)
 
     @cached_property
     def _classes(self) -> list[_Class]:
         classes: list[_Class] = []
+        if not (self._folder / "classes.txt").exists():
+            mask = next((path for path in self._folder.glob("masks/**/[!.]*") if path.is_file()), None)
+            if mask is None:
+                return classes
+            raise DataError(
+                found=f"masks ({self._name(mask)}, …) and no classes.txt",
+                allowed="classes.txt with a line for each id in the masks, `id name`",
+                fix="list the classes in classes.txt; or remove masks/, to have photographs without labels",
+            )
         purpose = "one class per line, `id name | synonym, synonym [unseen] [thing]`"
         for number, line in read_lines(self._folder / "classes.txt", file="classes.txt", purpose=purpose):
             match = _LINE.fullmatch(line)
@@ -136,6 +161,12 @@ class FolderAdapter:
                 )
             words = tuple(word.strip() for word in (match["synonyms"] or "").split(",") if word.strip())
             classes.append(_Class(id=int(match["id"]), name=match["name"], synonyms=words, flags=flags))
+        if not classes:
+            raise DataError(
+                found="classes.txt lists no class",
+                allowed=purpose,
+                fix="list the classes; or remove classes.txt and masks/, to have photographs without labels",
+            )
         return classes
 
     @cached_property
