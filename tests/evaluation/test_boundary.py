@@ -114,3 +114,10 @@ def test_shapes_have_to_agree():
         scored((square(), np.zeros((8, 8), dtype=np.int64)))
     assert caught.value.allowed == "equal shapes"
     assert "upsample" in caught.value.fix
+
+
+def test_what_has_no_class_ends_its_neighbours_and_has_no_boundary_itself():
+    prediction = np.where(square() == 1, 2, 0)  # the square is of no class
+    score = scored((square(), prediction))
+    assert score.f_score.tolist() == [1, 0]
+    assert len(score.f_score) == 2

@@ -155,3 +155,24 @@ def test_shapes_have_to_agree():
 
 def test_predictions_on_ignored_pixels_may_be_anything():
     assert counted([0, -100], [0, 99]).counts.sum() == 1
+
+
+def test_pixels_of_no_class_are_wrong_wherever_they_are():
+    confusion = ConfusionMatrix(CLASSES, unnamed=True)
+    confusion.update(truth=np.array([0, 0, 1, 1, -100, 2]), prediction=np.array([0, 4, 4, 1, 4, 2]))
+    assert confusion.counts.shape == (4, 5)
+    assert confusion.iou[:3].tolist() == [0.5, 0.5, 1]
+    assert confusion.predicted_pixels.tolist() == [1, 1, 1, 0]
+    assert confusion.true_pixels.tolist() == [2, 2, 1, 0]
+    metrics = confusion.metrics(seen=[True] * 4, things=[False] * 4, absent_class="exclude")
+    assert metrics["pixel_accuracy"] == pytest.approx(3 / 5)
+    assert metrics["fw_iou"] == pytest.approx(3 / 5)
+    assert confusion.confusions() == [
+        {"true": "sky", "predicted": "(no class)", "pixels": 1, "share": 0.5},
+        {"true": "grass", "predicted": "(no class)", "pixels": 1, "share": 0.5},
+    ]
+    with pytest.raises(DataError, match="the predicted class 5") as caught:
+        confusion.update(truth=np.array([0]), prediction=np.array([5]))
+    assert "0..4 (sky, grass, ring, star, (no class))" in caught.value.allowed
+    with pytest.raises(DataError, match="the label 4"):
+        confusion.update(truth=np.array([4]), prediction=np.array([4]))

@@ -50,8 +50,30 @@ def test_the_usual_cards_are_there():
     assert set(protocol_names()) == {
         *("camvid", "coco", "coco20i", "episodes", "fss", "generic", "pascal5i", "world"),
         *TCL_BENCHMARKS,
+        *OF_CLUSTERS,
     }
 
+
+# The data set, the coarse classes, and whether there are labels.
+OF_CLUSTERS = {
+    "world_clusters": ("world", None, True),
+    "world_clusters11": ("world", "stuff_and_thing", True),
+    "camvid_clusters": ("camvid", None, True),
+    "cocostuff27": ("any", "cocostuff27", True),
+    "cityscapes27": ("any", "cityscapes27", True),
+    "potsdam3": ("any", "potsdam3", True),
+    "clusters": ("any", None, True),
+    "unlabelled": ("any", None, False),
+}
+MATCHING = {"split": "evaluated", "unmatched": "error"}
+CRF = {
+    "crf_iterations": 10,
+    "gaussian_width": 1.0,
+    "gaussian_weight": 3.0,
+    "bilateral_width": 67.0,
+    "bilateral_colour": 3.0,
+    "bilateral_weight": 4.0,
+}
 
 # Names, and whether there is a background among them.
 TCL_BENCHMARKS = {
@@ -113,6 +135,125 @@ def test_refinement_is_a_part_of_the_card():
     assert resolve(load_protocol("generic"), inference={"refinement": "none"}).hash == (
         resolve(load_protocol("generic")).hash
     )
+
+
+@pytest.mark.parametrize("name", OF_CLUSTERS)
+def test_cards_of_clusters(name):
+    card = load_protocol(name)
+    assert (card.dataset, card.coarse, card.labelled) == OF_CLUSTERS[name]
+    assert card.matching == ("any" if card.labelled else None)
+    assert card.of_clusters
+    assert not card.align_corners
+    assert (card.label_set, card.background.policy, card.centre_crop) == ("all", "none", None)
+
+
+def test_other_cards_are_not_of_clusters():
+    assert {name for name in protocol_names() if load_protocol(name).of_clusters} == set(OF_CLUSTERS)
+
+
+def test_what_decides_numbers_of_clusters_is_on_the_card():
+    card = load_protocol("clusters")
+
+    def applied(card=card, **inference):
+        return resolve(card, dataset="mine", templates=(), inference={"matching": MATCHING, **inference})
+
+    hashes = {
+        applied().hash,
+        applied(changed(card, coarse="stuff_and_thing")).hash,
+        applied(matching={**MATCHING, "split": "val"}).hash,
+        applied(matching={**MATCHING, "unmatched": "majority"}).hash,
+        applied(centre_crop=320).hash,
+        applied(flips=True).hash,
+        applied(refinement=CRF).hash,
+        applied(refinement={**CRF, "bilateral_colour": 5.0}).hash,
+        applied(load_protocol("unlabelled")).hash,
+    }
+    assert len(hashes) == 9
+    found = applied(refinement=CRF, centre_crop=320)
+    entry = found.entry()["card"]
+    assert (entry["matching"], entry["refinement"], entry["centre_crop"]) == (MATCHING, CRF, 320)
+    assert {"coarse", "labelled"}.isdisjoint(entry)  # as on all cards that do not use them
+    assert parse(entry, ProtocolCard).hash == found.hash
+    assert applied(refinement="none").hash == applied().hash
+
+
+def test_numbers_without_labels_do_not_depend_on_how_clusters_would_be_named():
+    card, empty = load_protocol("unlabelled"), Vocabulary(names=())
+    hashes = {
+        resolve(card, vocabulary=empty, inference={"matching": {**MATCHING, "unmatched": unmatched}}).hash
+        for unmatched in ("error", "majority")
+    }
+    assert len(hashes) == 1
+
+
+def test_cards_of_before_keep_their_hashes():
+    """Numbers that were published under them still compare."""
+    refined = {"refinement": {"pamr_iterations": 10, "knowledge_weight": 0.3}}
+    assert resolve(load_protocol("world")).hash == "b6813b16fc4760586368075e2efc387d3f72bb25113a246974fe85d00edb8bcb"
+    found = resolve(load_protocol("generic"), inference=refined).hash
+    assert found == "aad07f6e0887a1fd17cf14e3906912fa69d7a053aa7c486e47dbe09762d07f21"
+
+
+@pytest.mark.parametrize("name", ["generic", "world"])
+def test_clusters_need_a_card_of_clusters(name):
+    card = load_protocol(name)
+    for ask in (lambda: resolve(card, inference={"matching": MATCHING}), lambda: card.check_clusters(clusters=True)):
+        with pytest.raises(ProtocolError, match=f"'{name}', for methods that know names, for a method of cl") as caught:
+            ask()
+        assert "`matching`" in caught.value.allowed
+        assert "`stego.protocol: clusters`" in caught.value.fix
+    card.check_clusters(clusters=False)
+
+
+@pytest.mark.parametrize("name", ["clusters", "unlabelled"])
+def test_a_card_of_clusters_needs_clusters(name):
+    card = load_protocol(name)
+    for ask in (lambda: resolve(card), lambda: card.check_clusters(clusters=False)):
+        with pytest.raises(ProtocolError, match=f"'{name}', for methods of clusters, for a method without") as caught:
+            ask()
+        assert "text or training" in caught.value.allowed
+        assert "`evaluate.protocol: generic`" in caught.value.fix
+        assert "`stego.protocol`" in caught.value.fix
+    card.check_clusters(clusters=True)
+
+
+def test_a_card_may_say_itself_how_clusters_are_named():
+    card = changed(load_protocol("clusters"), matching=MATCHING)
+    assert resolve(card, inference={"matching": MATCHING}).matching == card.matching
+    with pytest.raises(ProtocolError) as caught:
+        resolve(card, inference={"matching": {"split": "val", "unmatched": "error"}})
+    assert "the matching split: val, unmatched: error" in caught.value.found
+    assert "split: evaluated, unmatched: error" in caught.value.allowed
+    assert "`stego.match`" in caught.value.fix
+
+
+def test_a_card_of_clusters_for_other_data_is_refused():
+    with pytest.raises(ProtocolError, match="'camvid_clusters', made for the data set 'camvid'") as caught:
+        resolve(load_protocol("camvid_clusters"), inference={"matching": MATCHING})
+    assert "`stego.protocol: clusters`" in caught.value.fix
+    with pytest.raises(ProtocolError, match="with sky, ring, background") as caught:
+        resolve(load_protocol("cocostuff27"), inference={"matching": MATCHING})
+    assert "the 171 names" in caught.value.allowed
+    assert "`stego.protocol: clusters`" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labelled": False}, "labelled: false goes with matching: null"),
+        ({"episodes": [8, 8]}, "no episodes"),
+        ({"background": {"policy": "threshold", "threshold": 0.5, "label": "background"}}, "no background"),
+        ({"coarse": "stuff_and_thing", "matching": None}, "coarse classes go with a matching"),
+        ({"coarse": "stuff_and_thing", "label_set": "seen"}, "label_set: all"),
+        ({"coarse": "pascal20"}, "coarse"),
+        ({"matching": {"split": "val", "unmatched": "skip"}}, "unmatched"),
+        ({"refinement": {**CRF, "crf_iterations": 0}}, "crf_iterations"),
+        ({"centre_crop": 0}, "centre_crop"),
+    ],
+)
+def test_a_card_of_clusters_that_contradicts_itself(changes, message):
+    with pytest.raises(SettingsError, match=message):
+        changed(load_protocol("clusters"), **changes)
 
 
 def test_unknown_card_lists_the_cards():
@@ -233,6 +374,12 @@ def test_an_empty_label_set_is_refused():
         resolve(card, vocabulary=Vocabulary(names=("sky",)))
     assert "at least one class" in caught.value.allowed
     assert "label_set: all" in caught.value.fix
+
+
+def test_a_data_set_without_classes():
+    with pytest.raises(ProtocolError, match="all classes, of which there are none") as caught:
+        resolve(load_protocol("generic"), vocabulary=Vocabulary(names=()))
+    assert "classes.txt" in caught.value.fix
 
 
 def test_background_has_to_be_a_class():

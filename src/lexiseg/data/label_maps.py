@@ -67,6 +67,15 @@ CITYSCAPES27: tuple[str, ...] = (
 )
 POTSDAM3: tuple[str, ...] = ("roads and cars", "buildings and clutter", "trees and vegetation")
 
+# Which of the coarse classes are things: the first twelve, and from "person" on.
+COCOSTUFF27_THINGS = tuple(number < 12 for number in range(len(COCOSTUFF27)))
+CITYSCAPES27_THINGS = tuple(number >= 17 for number in range(len(CITYSCAPES27)))
+
+# Pixel values of COCO-Stuff are COCO's ids less one; of its 91 ids of things, eleven were never used.
+_UNUSED = {11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90}
+COCOSTUFF_VALUES = tuple(value for value in range(182) if value not in _UNUSED)
+"""The pixel values of COCO-Stuff's 171 classes, in the order of their ids."""
+
 # Pixel values of COCO-Stuff, 0..181, of each of the 27 classes, as first and last value.
 _COCO_RANGES: tuple[tuple[tuple[int, int], ...], ...] = (
     ((71, 76),),

@@ -32,7 +32,7 @@ class BoundaryScore:
 
     def __init__(self, classes: Sequence[str], *, tolerance: float = 0.0075) -> None:
         self.classes, self.tolerance = tuple(classes), tolerance
-        size = len(self.classes)
+        size = len(self.classes) + 1  # the last one is for pixels of no class
         self._predicted, self._predicted_matched = np.zeros(size, np.int64), np.zeros(size, np.int64)
         self._true, self._true_matched = np.zeros(size, np.int64), np.zeros(size, np.int64)
 
@@ -41,7 +41,8 @@ class BoundaryScore:
 
         Args:
             truth: (H, W) integers, 0..C-1 or -100 to ignore.
-            prediction: (H, W) integers, 0..C-1.
+            prediction: (H, W) integers, 0..C-1, or C for pixels of no class: they have no boundary of their own, but
+                end that of their neighbours.
 
         Raises:
             DataError: the shapes differ.
@@ -84,7 +85,7 @@ class BoundaryScore:
         precision = self._predicted_matched / np.maximum(self._predicted, 1)
         recall = self._true_matched / np.maximum(self._true, 1)
         f_score = 2 * precision * recall / np.maximum(precision + recall, np.finfo(np.float64).tiny)
-        return np.where(both > 0, f_score, np.nan)
+        return np.where(both > 0, f_score, np.nan)[: len(self.classes)]
 
     def mean(self, *, absent_class: AbsentClass) -> float | None:
         """Mean F over classes, 0..1; None when no class has a boundary."""

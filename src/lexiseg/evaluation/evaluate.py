@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ from tqdm import tqdm
 from lexiseg.data.dataset import PreparedSplit
 from lexiseg.errors import DataError
 from lexiseg.evaluation.boundary import BoundaryScore
+from lexiseg.evaluation.coarse import ClassSet, evaluated_classes
 from lexiseg.evaluation.metrics import AbsentClass, ConfusionMatrix
 from lexiseg.evaluation.predictions import read_predictions
 from lexiseg.evaluation.protocol import ProtocolCard
-from lexiseg.segmentation import IGNORE_LABEL, upsample_argmax
+from lexiseg.segmentation import upsample_argmax
 from lexiseg.vocabulary import Vocabulary
 
 # Images of one shape are upsampled together; more than this many gains nothing on a CPU.
@@ -31,14 +32,32 @@ class Example:
     Attributes:
         id: the sample's id.
         image: (H, W, 3) uint8 RGB.
-        truth: (H, W) int64 class ids of `SplitResult.classes`, -100 where ignored.
-        prediction: (H, W) int64 class ids of `SplitResult.classes`.
+        truth: (H, W) int64 class ids of `SplitResult.classes`, -100 where ignored; None: no labels were read.
+        prediction: (H, W) int64 class ids of `SplitResult.classes`, -100 where a cluster has no class.
     """
 
     id: str
     image: np.ndarray
-    truth: np.ndarray
+    truth: np.ndarray | None
     prediction: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class ClusterTables:
+    """What evaluation says about the clusters of one split.
+
+    Attributes:
+        names: the class of each cluster by its labels, or None where it has none; empty without labels.
+        matched_on: the split whose labels those are; None without labels.
+        rows: a row per cluster: cluster, class, pixels, share (of all pixels, 0..1), cosine (mean of its pixels' codes
+            with its centre), precision (share of its labelled pixels that are of its class, 0..1).
+        counts: (N, C) int64 labelled pixels by cluster and true class.
+    """
+
+    names: tuple[str | None, ...]
+    matched_on: str | None
+    rows: list[dict[str, Any]]
+    counts: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,13 +65,14 @@ class SplitResult:
     """What evaluation says about one split.
 
     Attributes:
-        classes: names that were evaluated, by id.
+        classes: names that were evaluated, by id; of clusters without labels, the clusters' own.
         metrics: {miou, miou_seen, miou_unseen, miou_harmonic, miou_things, miou_stuff, pixel_accuracy,
             mean_accuracy, fw_iou, boundary_f}, each 0..1, or None where it does not exist.
         per_class: a row per class: class, seen, thing, iou, accuracy, boundary_f, pixels_true, pixels_predicted.
         confusions: rows of true, predicted, pixels, share; most pixels first.
         examples: a few pictures, spread evenly over the split.
-        images: number of labelled images that were counted.
+        images: number of labelled images that were counted; without labels, of all.
+        clusters: of methods of clusters; None for the others.
     """
 
     classes: tuple[str, ...]
@@ -61,6 +81,7 @@ class SplitResult:
     confusions: list[dict[str, Any]]
     examples: list[Example]
     images: int
+    clusters: ClusterTables | None = None
 
 
 Refine = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -95,91 +116,82 @@ def evaluate_split(
     data = PreparedSplit(prepared, split)
     names, scored = read_predictions(predictions, split)
     _check_labels(names, data.vocabulary, split)
-    counter = _Counter(data.vocabulary, protocol)
-    positions = {id: position for position, id in enumerate(data.ids)}
+    classes = evaluated_classes(protocol, data.vocabulary)
+    counter = SplitCounter(classes, protocol)
     wanted = spread(len(data.ids), pictures)
     examples: list[Example] = []
-    done: set[str] = set()
+    done: set[int] = set()
     # The order of the labels is the writer's; from here on rows are in the order of the evaluated classes.
-    rows = [names.index(name) for name in counter.classes]
-    bar = tqdm(scored, desc=f"evaluate {split}", total=len(positions), mininterval=1, unit="image")
-    for batch in _batches(_labelled(bar, data, positions, rows, done, refine)):
-        maps = _label_maps(batch, protocol, counter.classes, overlapping=overlapping)
+    rows = [names.index(name) for name in classes.names]
+    bar = tqdm(scored, desc=f"evaluate {split}", total=len(data), mininterval=1, unit="image")
+    for batch in _batches(_labelled(placed(bar, data), data, rows, done, refine)):
+        maps = _label_maps(batch, protocol, classes.names, overlapping=overlapping)
         for sample, prediction in zip(batch, maps, strict=True):
-            truth = counter.add(sample.truth, prediction)
+            truth = classes.of(sample.truth)
+            counter.add(truth, prediction)
             if sample.position in wanted:
-                examples.append(Example(id=sample.id, image=sample.image, truth=truth, prediction=prediction))
-    _check_complete(data, done, split)
+                id = data.ids[sample.position]
+                examples.append(Example(id=id, image=sample.image, truth=truth, prediction=prediction))
+    check_complete(data, done, split)
     if not counter.images:
-        raise DataError(
-            found=f"no labelled image in the split {split!r}",
-            allowed="a split with labels",
-            fix="take another split in `evaluate.splits` of params.yaml",
-        )
+        raise without_labels(split)
     return counter.result(examples)
 
 
 @dataclass(frozen=True, eq=False)
 class _Sample:
-    id: str
     position: int
     scores: np.ndarray
     image: np.ndarray
     truth: np.ndarray
 
 
-class _Counter:
-    """Everything that is counted over the images of a split."""
+class SplitCounter:
+    """Everything that is counted over the images of a split.
 
-    def __init__(self, vocabulary: Vocabulary, protocol: ProtocolCard) -> None:
-        ids = protocol.classes(vocabulary)
-        self.classes = tuple(vocabulary.names[id] for id in ids)
+    Args:
+        classes: the C classes.
+        protocol: a resolved card.
+        unnamed: predictions may be of no class, C.
+
+    Attributes:
+        images: number of images that were counted.
+    """
+
+    def __init__(self, classes: ClassSet, protocol: ProtocolCard, *, unnamed: bool = False) -> None:
         self.images = 0
-        self._seen = [vocabulary.seen[id] for id in ids]
-        self._things = [vocabulary.things[id] for id in ids]
+        self._classes = classes
         self._absent: AbsentClass = protocol.absent_class
-        self._all = vocabulary.names
-        # Class id -> position among the evaluated ones; the extra last entry is where -100 looks up itself.
-        self._position = np.full(len(vocabulary) + 1, IGNORE_LABEL, dtype=np.int64)
-        self._position[list(ids)] = np.arange(len(ids))
-        self._confusion = ConfusionMatrix(self.classes)
-        self._boundary = BoundaryScore(self.classes, tolerance=protocol.boundary_tolerance or 0.0)
+        self._confusion = ConfusionMatrix(classes.names, unnamed=unnamed)
+        self._boundary = BoundaryScore(classes.names, tolerance=protocol.boundary_tolerance or 0.0)
 
-    def add(self, truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-        """Count one image; returns its truth among the evaluated classes."""
-        highest = int(truth.max(initial=IGNORE_LABEL))
-        if highest >= len(self._all):
-            raise DataError(
-                found=f"the label {highest} in the prepared data",
-                allowed=f"0..{len(self._all) - 1} ({', '.join(self._all)})",
-                fix="run the stages prepare and validate again",
-            )
-        truth = self._position[np.where(truth == IGNORE_LABEL, len(self._all), truth)]
+    def add(self, truth: np.ndarray, prediction: np.ndarray) -> None:
+        """Count one image: (H, W) integers 0..C-1; -100 in the truth is ignored, C in the prediction is no class."""
         self._confusion.update(truth=truth, prediction=prediction)
         self._boundary.update(truth=truth, prediction=prediction)
         self.images += 1
-        return truth
 
     def result(self, examples: list[Example]) -> SplitResult:
-        confusion, boundary = self._confusion, self._boundary
-        metrics = confusion.metrics(seen=self._seen, things=self._things, absent_class=self._absent)
+        """The numbers of all images."""
+        classes, confusion, boundary = self._classes, self._confusion, self._boundary
+        metrics = confusion.metrics(seen=classes.seen, things=classes.things, absent_class=self._absent)
         iou, accuracy, boundary_f = confusion.iou, confusion.accuracy, boundary.f_score
         true, predicted = confusion.true_pixels, confusion.predicted_pixels
         return SplitResult(
-            classes=self.classes,
+            classes=classes.names,
             metrics={**metrics, "boundary_f": boundary.mean(absent_class=self._absent)},
             per_class=[
                 {
                     "class": name,
-                    "seen": self._seen[id],
-                    "thing": self._things[id],
+                    "seen": classes.seen[id],
+                    "thing": classes.things[id],
                     "iou": _number(iou[id]),
                     "accuracy": _number(accuracy[id]),
                     "boundary_f": _number(boundary_f[id]),
                     "pixels_true": int(true[id]),
                     "pixels_predicted": int(predicted[id]),
                 }
-                for id, name in enumerate(self.classes)
+                for id, name in enumerate(classes.names)
             ],
             confusions=confusion.confusions(),
             examples=examples,
@@ -187,14 +199,13 @@ class _Counter:
         )
 
 
-def _labelled(
-    scored: Any,
-    data: PreparedSplit,
-    positions: dict[str, int],
-    rows: list[int],
-    done: set[str],
-    refine: Refine | None,
-) -> Iterator[_Sample]:
+def placed(scored: Iterable[tuple[str, np.ndarray]], data: PreparedSplit) -> Iterator[tuple[int, np.ndarray]]:
+    """Predictions (id, scores) -> (position in the split, scores).
+
+    Raises:
+        DataError: an id that the split does not have.
+    """
+    positions = {id: position for position, id in enumerate(data.ids)}
     for id, scores in scored:
         if id not in positions:
             raise DataError(
@@ -202,11 +213,22 @@ def _labelled(
                 allowed="predictions for the samples of the data set as it is now",
                 fix="run the predict stage again (`dvc repro` does it)",
             )
-        done.add(id)
-        sample = data[positions[id]]
+        yield positions[id], scores
+
+
+def _labelled(
+    scored: Iterator[tuple[int, np.ndarray]],
+    data: PreparedSplit,
+    rows: list[int],
+    done: set[int],
+    refine: Refine | None,
+) -> Iterator[_Sample]:
+    for position, scores in scored:
+        done.add(position)
+        sample = data[position]
         if sample["semantic"] is not None:
             scores = scores[..., rows, :, :] if refine is None else refine(scores[..., rows, :, :], sample["image"])
-            yield _Sample(id, positions[id], scores, sample["image"], sample["semantic"])
+            yield _Sample(position, scores, sample["image"], sample["semantic"])
 
 
 def _batches(samples: Iterator[_Sample]) -> Iterator[list[_Sample]]:
@@ -254,16 +276,39 @@ def _check_labels(names: tuple[str, ...], vocabulary: Vocabulary, split: str) ->
         )
 
 
-def _check_complete(data: PreparedSplit, done: set[str], split: str) -> None:
-    left = [position for position, id in enumerate(data.ids) if id not in done]
-    missing = [data.ids[position] for position in left if data[position]["semantic"] is not None]
+def check_complete(data: PreparedSplit, done: set[int], split: str, *, labelled: bool = True) -> None:
+    """Refuse a split of which samples lack a prediction.
+
+    Args:
+        data: the split.
+        done: positions of those that have one.
+        split: its name.
+        labelled: only samples with labels have to have one.
+
+    Raises:
+        DataError: at least one is missing.
+    """
+    left = [position for position in range(len(data)) if position not in done]
+    missing = [data.ids[position] for position in left if not labelled or data[position]["semantic"] is not None]
     if missing:
         shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        kind = "labelled sample(s)" if labelled else "sample(s)"
         raise DataError(
-            found=f"no prediction for {len(missing)} labelled sample(s) of the split {split!r}: {shown}",
-            allowed="a prediction for every labelled sample, or the mean would be of an easier set",
+            found=f"no prediction for {len(missing)} {kind} of the split {split!r}: {shown}",
+            allowed=f"a prediction for every {kind.removesuffix('(s)')}, or the mean would be of an easier set",
             fix="run the predict stage again (`dvc repro` does it)",
         )
+
+
+def without_labels(split: str) -> DataError:
+    """The error of a split without labels, under a card that compares with labels."""
+    return DataError(
+        found=f"no labelled image in the split {split!r}",
+        allowed="a split with labels, which miou, pixel_accuracy, boundary_f and all other comparisons with a truth "
+        "need; clusters can be described without (clusters_used, usage_entropy, mean_cosine, pictures of the clusters)",
+        fix="take another split in `evaluate.splits` of params.yaml; or, for STEGO alone, set "
+        "`stego.protocol: unlabelled`, and `run: false` for the methods that know classes",
+    )
 
 
 def spread(size: int, count: int) -> set[int]:
@@ -272,4 +317,5 @@ def spread(size: int, count: int) -> set[int]:
 
 
 def _number(value: float) -> float | None:
+    """A float, or None for NaN."""
     return None if np.isnan(value) else float(value)

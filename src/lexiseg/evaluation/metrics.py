@@ -16,6 +16,8 @@ from lexiseg.errors import DataError
 from lexiseg.segmentation import IGNORE_LABEL
 
 AbsentClass = Literal["exclude", "zero"]
+NO_NAME = "(no class)"
+"""What pixels are called in tables that were predicted as none of the classes."""
 
 
 class ConfusionMatrix:
@@ -23,21 +25,23 @@ class ConfusionMatrix:
 
     Args:
         classes: the C class names, for messages and tables.
+        unnamed: predictions may be of no class, C. Such pixels are wrong, whatever they are.
 
     Attributes:
-        counts: (C, C) int64, rows are true classes, columns predicted ones.
+        counts: (C, C) int64, rows are true classes, columns predicted ones; with `unnamed` (C, C + 1).
     """
 
-    def __init__(self, classes: Sequence[str]) -> None:
+    def __init__(self, classes: Sequence[str], *, unnamed: bool = False) -> None:
         self.classes = tuple(classes)
-        self.counts = np.zeros((len(self.classes), len(self.classes)), dtype=np.int64)
+        self._columns = (*self.classes, NO_NAME) if unnamed else self.classes
+        self.counts = np.zeros((len(self.classes), len(self._columns)), dtype=np.int64)
 
     def update(self, *, truth: torch.Tensor | np.ndarray, prediction: torch.Tensor | np.ndarray) -> None:
         """Add pixels.
 
         Args:
             truth: integers of any shape, 0..C-1, or -100 for pixels to leave out.
-            prediction: integers of the same shape, 0..C-1; anything where truth is -100.
+            prediction: integers of the same shape, 0..C-1, with `unnamed` also C; anything where truth is -100.
 
         Raises:
             DataError: the shapes differ, or a value is outside the classes.
@@ -53,26 +57,27 @@ class ConfusionMatrix:
         if left_out.all():
             return
         self._check(true, predicted, left_out)
-        size = len(self.classes)
+        size = len(self._columns)
         # Taking pixels out by a mask costs more than the counting: they are counted as one pair and taken off again.
         pairs = true * np.int64(size)
         pairs += predicted
         np.copyto(pairs, 0, where=left_out)
-        counted = np.bincount(pairs.ravel(), minlength=size * size)
+        counted = np.bincount(pairs.ravel(), minlength=self.counts.size)
         counted[0] -= np.count_nonzero(left_out)
-        self.counts += counted.reshape(size, size)
+        self.counts += counted.reshape(self.counts.shape)
 
     def _check(self, true: np.ndarray, predicted: np.ndarray, left_out: np.ndarray) -> None:
-        size = len(self.classes)
-        within = predicted.min() >= 0 and max(true.max(), predicted.max()) < size
+        size, columns = len(self.classes), len(self._columns)
+        within = predicted.min() >= 0 and true.max() < size and predicted.max() < columns
         if within and np.count_nonzero(true < 0) == np.count_nonzero(left_out):
             return
-        for what, values in (("label", true[~left_out]), ("predicted class", predicted[~left_out])):
-            lowest, highest = int(values.min()), int(values.max())
-            if lowest < 0 or highest >= size:
+        kinds = [("label", true, self.classes), ("predicted class", predicted, self._columns)]
+        for what, values, names in kinds:
+            lowest, highest = int(values[~left_out].min()), int(values[~left_out].max())
+            if lowest < 0 or highest >= len(names):
                 raise DataError(
                     found=f"the {what} {lowest if lowest < 0 else highest}",
-                    allowed=f"0..{size - 1} ({', '.join(self.classes)}), or {IGNORE_LABEL} to leave a pixel out",
+                    allowed=f"0..{len(names) - 1} ({', '.join(names)}), or {IGNORE_LABEL} to leave a pixel out",
                     fix="check that labels and predictions belong to the same vocabulary",
                 )
 
@@ -84,7 +89,7 @@ class ConfusionMatrix:
     @property
     def predicted_pixels(self) -> np.ndarray:
         """(C,) int64 pixels of each class in the prediction."""
-        return self.counts.sum(axis=0)
+        return self.counts.sum(axis=0)[: len(self.classes)]
 
     @property
     def iou(self) -> np.ndarray:
@@ -146,7 +151,7 @@ class ConfusionMatrix:
             rows.append(
                 {
                     "true": self.classes[true],
-                    "predicted": self.classes[predicted],
+                    "predicted": self._columns[predicted],
                     "pixels": pixels,
                     "share": pixels / int(self.true_pixels[true]),
                 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,7 @@ from lexiseg.vocabulary import Vocabulary
 _CLASSES = Path(__file__).parent / "classes"
 _CARDS = Path(__file__).parent / "protocols"
 ANY_DATASET = ANY_SIZE = "any"
+EVALUATED = "evaluated"  # the split that a matching is made on, where it is each split's own
 
 
 class ProtocolError(LexisegError):
@@ -58,6 +59,38 @@ class Refinement(Block):
     knowledge_weight: float = Field(ge=0, le=1)
 
 
+class CrfRefinement(Block):
+    """The dense CRF that scores of clusters went through before they were compared (STEGO).
+
+    Attributes:
+        crf_iterations: of the mean field.
+        gaussian_width: standard deviation of the kernel of distance, in pixels.
+        gaussian_weight: its weight.
+        bilateral_width: standard deviation of the kernel of distance and colour, in pixels.
+        bilateral_colour: the same in colour, in steps of 0..255.
+        bilateral_weight: its weight.
+    """
+
+    crf_iterations: int = Field(ge=1)
+    gaussian_width: float = Field(gt=0)
+    gaussian_weight: float = Field(ge=0)
+    bilateral_width: float = Field(gt=0)
+    bilateral_colour: float = Field(gt=0)
+    bilateral_weight: float = Field(ge=0)
+
+
+class Matching(Block):
+    """How clusters got the names of classes.
+
+    Attributes:
+        split: whose labels name them, by Hungarian matching; "evaluated": each split's own.
+        unmatched: what becomes of clusters beyond the number of classes, see `lexiseg.evaluation.matching`.
+    """
+
+    split: str
+    unmatched: Literal["error", "majority"]
+
+
 class ProtocolCard(Block):
     """Everything that decides what a metric means. A card can only state what the code does.
 
@@ -78,7 +111,7 @@ class ProtocolCard(Block):
             scores are averaged. Filled by `resolve`, like the next three.
         flips: whether the scores of the mirrored image were added.
         scales: sizes of the image, relative to the one that the method takes, whose scores were added.
-        refinement: see `Refinement`; "none": no post-processing of scores or masks.
+        refinement: see `Refinement` and `CrfRefinement`; "none": no post-processing of scores or masks.
         vocabulary_hash: filled by `resolve`.
         boundary_tolerance: of the boundary F-score, share of the image diagonal; filled by `resolve`.
         episodes: null: all names of the label set compete at every pixel. Otherwise a picture is asked about one
@@ -91,6 +124,13 @@ class ProtocolCard(Block):
         align_corners: of the upsampling; false as in mmsegmentation.
         class_list: the list in `evaluation/classes` that the vocabulary has to be, together with the background's label
             where the card has one; null: any.
+        matching: null: names are given by text or by training. For methods of clusters see `Matching`; "any": as the
+            settings say, filled by `resolve`.
+        coarse: null: the classes are those of the vocabulary; otherwise the coarse ones that they are parts of, see
+            `lexiseg.evaluation.coarse`.
+        centre_crop: null: whole pictures. Otherwise picture and labels are scaled to this short side in pixels, labels
+            by the nearest one, and their centre square is evaluated; filled by `resolve`.
+        labelled: false: nothing is compared with labels; of methods of clusters only, which can be described without.
     """
 
     name: str
@@ -104,7 +144,7 @@ class ProtocolCard(Block):
     sliding_window: int | None
     flips: bool
     scales: tuple[float, ...]
-    refinement: Literal["none"] | Refinement
+    refinement: Literal["none"] | Refinement | CrfRefinement
     vocabulary_hash: str | None = None
     templates: tuple[str, ...] | None = None
     boundary_tolerance: float | None = None
@@ -114,6 +154,25 @@ class ProtocolCard(Block):
     window_stride: int | None = None
     align_corners: bool = True
     class_list: str | None = None
+    matching: Literal["any"] | Matching | None = None
+    coarse: Literal["cocostuff27", "cityscapes27", "potsdam3", "stuff_and_thing"] | None = None
+    centre_crop: Annotated[int, Field(ge=1)] | None = None
+    labelled: bool = True
+
+    @model_validator(mode="after")
+    def _agree(self) -> ProtocolCard:
+        if not self.labelled and self.matching is not None:
+            raise ValueError("labelled: false goes with matching: null, as clusters are named by labels")
+        if self.of_clusters and (self.background.policy != "none" or self.episodes is not None):
+            raise ValueError("a card of clusters has no background and no episodes")
+        if self.coarse is not None and (self.matching is None or self.label_set != "all"):
+            raise ValueError("coarse classes go with a matching and with label_set: all")
+        return self
+
+    @property
+    def of_clusters(self) -> bool:
+        """Whether the card is for methods whose classes are clusters; the others fit no such card."""
+        return self.matching is not None or not self.labelled
 
     def resolve(
         self,
@@ -136,21 +195,25 @@ class ProtocolCard(Block):
             boundary_tolerance: share of the image diagonal, see `lexiseg.evaluation.boundary`.
             episodes: the setting `evaluate.episodes`.
             inference: how the method made the scores: `sliding_window`, `flips`, `scales`, `refinement` and the like,
-                where they are not those of one pass over the whole image; and `background_threshold` where the method
-                sets its own.
+                where they are not those of one pass over the whole image; `background_threshold` where the method
+                sets its own; and `matching` of a method of clusters, which no other method has.
 
         Raises:
-            ProtocolError: the card is for another data set, asks for classes that the vocabulary lacks, or asks in
-                another way than the predictions were made.
+            ProtocolError: the card is for another data set or kind of method, asks for classes that the vocabulary
+                lacks, or asks in another way than the predictions were made.
         """
+        made = dict(inference or {})
         self.check(dataset=dataset, adapter=adapter, episodes=episodes)
+        self.check_clusters(clusters="matching" in made)
         self._check_names(vocabulary)
         names = [vocabulary.names[index] for index in self.classes(vocabulary)]
-        if not names:
+        if not names and self.labelled:
             raise ProtocolError(
                 found=f"the protocol {self.name!r} evaluates {self.label_set} classes, of which there are none",
                 allowed="a label set with at least one class of the vocabulary",
-                fix="choose a card with `label_set: all`",
+                fix="choose a card with `label_set: all`"
+                if len(vocabulary)
+                else "list the classes of the data set in its classes.txt, or choose a card that needs no labels",
             )
         if self.background.policy != "none" and self.background.label not in names:
             raise ProtocolError(
@@ -158,9 +221,9 @@ class ProtocolCard(Block):
                 allowed=f"one of the classes it evaluates: {', '.join(names)}",
                 fix="name another class in the card, or set its background policy to none",
             )
-        made = dict(inference or {})
-        if isinstance(made.get("refinement"), Mapping):
-            made["refinement"] = Refinement(**made["refinement"])
+        if isinstance(done := made.get("refinement"), Mapping):
+            made["refinement"] = (CrfRefinement if "crf_iterations" in done else Refinement)(**done)
+        made |= self._matching(made.pop("matching", None))
         return self.model_copy(
             update={
                 "dataset": dataset,
@@ -172,6 +235,18 @@ class ProtocolCard(Block):
                 **made,
             }
         )
+
+    def _matching(self, asked: Mapping[str, Any] | None) -> dict[str, Any]:
+        if asked is None or not self.labelled:
+            return {}
+        matching = Matching(**asked)
+        if isinstance(self.matching, Matching) and self.matching != matching:
+            raise ProtocolError(
+                found=f"the protocol {self.name!r} with the matching {_listed(matching)}",
+                allowed=f"{_listed(self.matching)} with this card",
+                fix="set `stego.match` in params.yaml, or `stego.protocol: clusters`, which leaves it to the settings",
+            )
+        return {"matching": matching}
 
     def _check_names(self, vocabulary: Vocabulary) -> None:
         if self.class_list is None:
@@ -187,7 +262,7 @@ class ProtocolCard(Block):
             raise ProtocolError(
                 found=f"a vocabulary {' and '.join(found)}",
                 allowed=f"the {len(expected)} names that the protocol {self.name!r} is about",
-                fix="give the data set these names, spelt as there, or set `evaluate.protocol: generic`",
+                fix=f"give the data set these names, spelt as there, or set {self._any_data}",
             )
 
     def _background(self, threshold: float | None) -> Background:
@@ -211,7 +286,7 @@ class ProtocolCard(Block):
             raise ProtocolError(
                 found=f"the protocol {self.name!r}, made for the data set {self.dataset!r}, on {dataset!r}",
                 allowed=f"a card for {dataset!r} or for any data set",
-                fix="set `evaluate.protocol: generic` in params.yaml, or add a card for this data set",
+                fix=f"set {self._any_data} in params.yaml, or add a card for this data set",
             )
         if episodes != self.episodes and (episodes is None or self.episodes != ANY_SIZE):
             raise ProtocolError(
@@ -221,8 +296,32 @@ class ProtocolCard(Block):
                 "is asked about one class at a time, `generic` any other",
             )
 
+    @property
+    def _any_data(self) -> str:
+        return "`stego.protocol: clusters`" if self.of_clusters else "`evaluate.protocol: generic`"
+
+    def check_clusters(self, *, clusters: bool) -> None:
+        """Whether the card fits a method whose classes are clusters, or one whose classes have names.
+
+        Raises:
+            ProtocolError: it does not.
+        """
+        if clusters and not self.of_clusters:
+            raise ProtocolError(
+                found=f"the protocol {self.name!r}, for methods that know names, for a method of clusters",
+                allowed="a card that says how clusters get their names (`matching`), or one without labels",
+                fix="set `stego.protocol: clusters`, which fits any labelled data set, or `unlabelled`",
+            )
+        if self.of_clusters and not clusters:
+            raise ProtocolError(
+                found=f"the protocol {self.name!r}, for methods of clusters, for a method without any",
+                allowed="a card whose names are given by text or training (`matching: null`, `labelled: true`)",
+                fix="set `evaluate.protocol: generic`, which fits any labelled data set; methods of clusters have a "
+                "setting of their own, `stego.protocol`",
+            )
+
     def classes(self, vocabulary: Vocabulary) -> tuple[int, ...]:
-        """Ids of the classes among which pixels choose."""
+        """Ids of the vocabulary's classes among which pixels choose, before they are made coarse."""
         wanted = {"all": (True, False), "seen": (True,), "unseen": (False,)}[self.label_set]
         return tuple(index for index, seen in enumerate(vocabulary.seen) if seen in wanted)
 
@@ -248,6 +347,7 @@ class ProtocolCard(Block):
     def _content(self) -> dict[str, Any]:
         # These fields came later: cards that do not use them keep their hashes.
         names = ("episodes", "base_size", "short_side", "window_stride", "align_corners", "class_list")
+        names += ("matching", "coarse", "centre_crop", "labelled")
         later = {name for name in names if getattr(self, name) == type(self).model_fields[name].default}
         return self.model_dump(mode="json", exclude=later)
 
@@ -306,3 +406,7 @@ def _shown(episodes: tuple[int, int] | str | None) -> str:
     if episodes == ANY_SIZE:
         return "[height, width]"
     return "null" if episodes is None else str(list(episodes))
+
+
+def _listed(matching: Matching) -> str:
+    return f"split: {matching.split}, unmatched: {matching.unmatched}"

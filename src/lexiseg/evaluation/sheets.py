@@ -1,4 +1,4 @@
-"""Example pictures of an evaluation: photo, truth and prediction beside each other."""
+"""Example pictures of an evaluation: photo, truth and prediction beside each other; or photo and clusters."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def overview_picture(examples: Sequence[Example], *, classes: Sequence[str], uns
 
 def _sheet(examples: Sequence[Example], *, classes: Sequence[str], unseen: Sequence[str]) -> np.ndarray:
     rows = [_row(example, classes) for example in examples]
-    present = np.unique(np.concatenate([ids.ravel() for item in examples for ids in (item.truth, item.prediction)]))
+    maps = [ids for item in examples for ids in (item.truth, item.prediction) if ids is not None]
+    present = np.unique(np.concatenate([ids.ravel() for ids in maps]))
     shown = [classes[int(id)] for id in present if id >= 0]
     key = legend(
         classes,
@@ -45,8 +46,11 @@ def _sheet(examples: Sequence[Example], *, classes: Sequence[str], unseen: Seque
 
 
 def _row(example: Example, classes: Sequence[str]) -> np.ndarray:
-    panels = [overlay(example.image, ids, classes) for ids in (example.truth, example.prediction)]
-    return side_by_side([enlarged(example.image), *panels], [example.id, "truth", "prediction"])
+    maps = {"clusters": example.prediction}
+    if example.truth is not None:
+        maps = {"truth": example.truth, "prediction": example.prediction}
+    panels = [overlay(example.image, ids, classes) for ids in maps.values()]
+    return side_by_side([enlarged(example.image), *panels], [example.id, *maps])
 
 
 def _at_most(example: Example, *, side: int) -> Example:
@@ -54,9 +58,13 @@ def _at_most(example: Example, *, side: int) -> Example:
     if max(height, width) <= side:
         return example
     size = round(width * side / max(height, width)), round(height * side / max(height, width))
-    truth, prediction = (
-        np.asarray(Image.fromarray(ids.astype(np.int32)).resize(size, Image.Resampling.NEAREST))
-        for ids in (example.truth, example.prediction)
+
+    def at_size(ids: np.ndarray) -> np.ndarray:
+        return np.asarray(Image.fromarray(ids.astype(np.int32)).resize(size, Image.Resampling.NEAREST))
+
+    return Example(
+        id=example.id,
+        image=np.asarray(Image.fromarray(example.image).resize(size, Image.Resampling.BOX)),
+        truth=None if example.truth is None else at_size(example.truth),
+        prediction=at_size(example.prediction),
     )
-    image = np.asarray(Image.fromarray(example.image).resize(size, Image.Resampling.BOX))
-    return Example(id=example.id, image=image, truth=truth, prediction=prediction)
