@@ -19,8 +19,8 @@ import open_clip
 import torch
 import torch.nn.functional as F
 
-from lexiseg.encoders.backbone import save_backbone
 from lexiseg.encoders.clip import save_open_clip
+from lexiseg.encoders.from_timm import save_backbone
 from lexiseg.encoders.settings import BackboneSettings, TextSettings
 from lexiseg.encoders.text import save_text
 from lexiseg.methods.lseg.build import new_model, save_model

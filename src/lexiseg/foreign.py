@@ -16,6 +16,14 @@ from lexiseg.storage import load_tensors, sha256_of_file
 # Programs whose classes are taken for plain data: their objects are read as tables, the classes never imported.
 # Whatever else a pickle asks for is refused by its name.
 _HARMLESS = ("argparse.", "pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.", "yacs.")
+# What omegaconf's objects name beside their values: types of them. Not imported either.
+_TYPES = (
+    *(f"builtins.{name}" for name in ("bool", "dict", "float", "int", "list", "str", "tuple")),
+    "collections.defaultdict",
+    "typing.Any",
+)
+# Where checkpoints keep the weights that are meant, beside other things; "teacher": self-supervised trainings (DINO).
+_TABLES = ("state_dict", "model", "teacher")
 
 
 @dataclass(frozen=True)
@@ -26,7 +34,8 @@ class ForeignCheckpoint:
         file: its name, without folders.
         sha256: of its bytes.
         tensors: by the names of that program.
-        settings: what it calls hyper-parameters; empty where it has none. Values that are no plain data are left out.
+        settings: what it calls hyper-parameters; empty where it has none. Values, lists of values, and tables of both
+            are kept; what is nested deeper is left out.
         unread: classes of that program whose objects were read as plain tables.
     """
 
@@ -67,7 +76,7 @@ def read_checkpoint(path: Path | str) -> ForeignCheckpoint:
         raise
     except Exception:  # damaged, or the format before torch 1.6, which torch.load below reads or refuses
         asked = []
-    strange = sorted(name for name in asked if not name.startswith(_HARMLESS))
+    strange = sorted(name for name in asked if not name.startswith(_HARMLESS) and name not in _TYPES)
     if strange:
         raise ModelError(
             found=f"{path} asks for {', '.join(strange[:5])}" + (", …" if len(strange) > 5 else ""),
@@ -87,7 +96,7 @@ def read_checkpoint(path: Path | str) -> ForeignCheckpoint:
             fix="fetch the file again and compare its size; a web page saved in place of a file looks like this too",
         ) from error
     content = content if isinstance(content, dict) else {}
-    state = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), content)
+    state = next((content[key] for key in _TABLES if isinstance(content.get(key), dict)), content)
     named = ((name, value) for name, value in state.items() if isinstance(name, str))
     tensors = {name: value for name, value in named if isinstance(value, torch.Tensor)}
     odd = sorted(name for name, value in tensors.items() if not _is_whole(value))
@@ -100,17 +109,17 @@ def read_checkpoint(path: Path | str) -> ForeignCheckpoint:
         )
     if not tensors:
         raise ModelError(
-            found=f"{path} holds no tensors, neither by themselves nor under `state_dict` or `model`",
+            found=f"{path} holds no tensors, neither by themselves nor under `{'`, `'.join(_TABLES)}`",
             allowed="a state dict, or a checkpoint with one",
             fix="save `model.state_dict()` and import that file",
         )
-    settings = _table(content.get("hyper_parameters"))
+    settings = _plain(content.get("hyper_parameters"), tables=2)
     return ForeignCheckpoint(
         file=path.name,
         sha256=sha256_of_file(path),
         tensors=tensors,
-        settings={str(k): v for k, v in settings.items() if _is_plain(v)},
-        unread=tuple(sorted(asked)),
+        settings=settings if isinstance(settings, dict) else {},
+        unread=tuple(sorted(name for name in asked if name not in _TYPES)),
     )
 
 
@@ -146,17 +155,32 @@ def _is_whole(tensor: Any) -> bool:
     return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
 
 
+_LEFT_OUT = object()
+
+
+def _plain(value: Any, *, tables: int) -> Any:
+    """A value, a list of values, or a table of these with at most `tables` levels; `_LEFT_OUT` for anything else."""
+    # Lists hold plain values and no lists, tables end at a level: a pickle can nest a few bytes without end.
+    value = _opened(value)
+    if isinstance(value, (list, tuple)):
+        items = [_opened(item) for item in value]
+        return items if all(_is_plain(item) for item in items) else _LEFT_OUT
+    if isinstance(value, dict) and tables:
+        # Lightning writes a dict, a dict with attributes, or a namespace.
+        table = {**getattr(value, "__dict__", {}), **value}
+        kept = {str(key): _plain(inner, tables=tables - 1) for key, inner in table.items()}
+        return {key: inner for key, inner in kept.items() if inner is not _LEFT_OUT}
+    return value if _is_plain(value) else _LEFT_OUT
+
+
 def _is_plain(value: Any) -> bool:
-    # Lists of plain values, no deeper: a pickle can nest a few bytes without end.
-    items = value if isinstance(value, (list, tuple)) else [value]
-    return all(isinstance(item, (bool, int, float, str, type(None))) for item in items)
+    return isinstance(value, (bool, int, float, str, type(None)))
 
 
-def _table(value: Any) -> dict[Any, Any]:
-    # Lightning writes a dict, a dict with attributes, or a namespace.
-    if not isinstance(value, dict):
-        return {}
-    return {**getattr(value, "__dict__", {}), **value}
+def _opened(value: Any) -> Any:
+    """What an object of omegaconf holds: a table or a list under `_content`, a single value under `_val`."""
+    own = getattr(value, "__dict__", {}) if isinstance(value, OrderedDict) else {}
+    return own.get("_content", own.get("_val", value))
 
 
 def _reason(error: Exception) -> str:

@@ -119,6 +119,21 @@ def save_tensors(target: Path | str, tensors: dict) -> None:
         temporary.write_bytes(content)  # save_file would make it readable for this user alone
 
 
+def check_sha256(path: Path | str, sha256: str) -> None:
+    """Refuse a weight file that is not the expected one.
+
+    Raises:
+        ModelError: it is missing or has another hash.
+    """
+    _require_file(Path(path))
+    if (actual := sha256_of_file(path)) != sha256:
+        raise ModelError(
+            found=f"{path} has sha256 {actual}",
+            allowed=f"sha256 {sha256}, as the settings say",
+            fix="fetch the file again, or put the new hash into params.yaml if the change is meant",
+        )
+
+
 def load_tensors(path: Path | str, *, sha256: str | None = None) -> dict:
     """Read the tensors of a weight file without executing code.
 
@@ -131,18 +146,9 @@ def load_tensors(path: Path | str, *, sha256: str | None = None) -> dict:
         ModelError: the file is missing, has another hash, is damaged, or would execute code.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ModelError(
-            found=f"no weight file at {path}",
-            allowed="a .safetensors file or a PyTorch checkpoint",
-            fix="check the path; `lexiseg weights add FILE` copies a file into weights/",
-        )
-    if sha256 and (actual := sha256_of_file(path)) != sha256:
-        raise ModelError(
-            found=f"{path} has sha256 {actual}",
-            allowed=f"sha256 {sha256}, as the settings say",
-            fix="fetch the file again, or put the new hash into params.yaml if the change is meant",
-        )
+    _require_file(path)
+    if sha256:
+        check_sha256(path, sha256)
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -178,3 +184,12 @@ def load_tensors(path: Path | str, *, sha256: str | None = None) -> dict:
             fix="save `model.state_dict()` and use that file",
         )
     return state
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        raise ModelError(
+            found=f"no weight file at {path}",
+            allowed="a .safetensors file or a PyTorch checkpoint",
+            fix="check the path; `lexiseg weights add FILE` copies a file into weights/",
+        )

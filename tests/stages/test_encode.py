@@ -5,7 +5,7 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.tiny import encode_settings, open_clip_model, prepared, text_table, timm_backbone
+from helpers.tiny import encode_settings, open_clip_model, prepared, prepared_photos, text_table, timm_backbone
 from safetensors.torch import save_file
 
 from lexiseg.encoders.clip import load_clip
@@ -15,7 +15,7 @@ from lexiseg.settings import View
 from lexiseg.stages.encode import run
 from lexiseg.storage import hash_tree, read_json, sha256_of_file
 
-DECLARED = ["seed", "threads", "encode"]  # as in dvc.yaml
+DECLARED = ["seed", "threads", "encode.backbone", "encode.clip", "encode.pretrain", "encode.text"]  # as in dvc.yaml
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +102,17 @@ def test_a_table_and_a_backbone_without_a_clip(inputs, tmp_path):
     # "grass" has no row, its synonym "lawn" has
     assert torch.equal(text.embed(["grass"]), text.embed(["lawn"]))
     assert [text.stand_in(name) for name in ("grass", "sky", "ring")] == [None, None, "hoop"]
+
+
+@pytest.mark.parametrize("which", ["timm", "none"])
+def test_without_words(tmp_path, which):
+    changes = {"encode.clip.source": "none", "encode.text.source": "none", "encode.backbone.source": "none"}
+    if which == "timm":
+        changes |= timm_backbone(tmp_path)
+    files = encode({"prepare": prepared_photos(tmp_path)}, tmp_path / "a", changes)
+    weights = ["backbone/model.safetensors"] if which == "timm" else []
+    assert sorted(files) == ["backbone/backbone.json", *weights]
+    assert read_json(tmp_path / "a/backbone/backbone.json")["source"] == which
 
 
 def test_a_class_without_a_row_is_refused(inputs, tmp_path):

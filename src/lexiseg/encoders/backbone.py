@@ -9,10 +9,8 @@ import timm
 import torch
 from timm.models import get_pretrained_cfg
 
-from lexiseg.encoders.settings import BackboneSettings
 from lexiseg.errors import ModelError
-from lexiseg.storage import load_tensors, read_json, save_tensors, write_json
-from lexiseg.workspace import resolve_weights
+from lexiseg.storage import load_tensors, read_json
 
 # The names of the papers: timm's ImageNet-21k/1k ViTs at 384 px, which LSeg and DPT start from, and torchvision's first
 # ImageNet weights of the ResNet, which LSeg's zero-shot network starts from; torchvision's own file fits as it is.
@@ -22,27 +20,6 @@ ALIASES = {
     "ViT-B/32": "vit_base_patch32_384",
     "ResNet-101": "resnet101.tv_in1k",
 }
-
-
-def save_backbone(folder: Path, settings: BackboneSettings) -> None:
-    """Write `folder/backbone`: its name, preprocessing and, where there are any, its weights.
-
-    Raises:
-        ModelError: unknown name, or weights that cannot be read or do not fit.
-    """
-    target = folder / "backbone"
-    target.mkdir(parents=True, exist_ok=True)
-    config: dict[str, Any] = {"source": settings.source, "options": settings.options, "licence": settings.licence}
-    if settings.source != "clip":
-        name = check_name(str(settings.name))
-        config |= {"name": name}
-        if settings.source == "timm":
-            save_tensors(target / "model.safetensors", _weights(name, settings))
-        statistics = get_pretrained_cfg(name)
-        assert statistics is not None  # check_name
-        config["mean"] = list(settings.mean or statistics.mean)
-        config["std"] = list(settings.std or statistics.std)
-    write_json(target / "backbone.json", config)
 
 
 def check_name(name: str) -> str:
@@ -63,7 +40,11 @@ def check_name(name: str) -> str:
 
 
 def read_backbone(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor] | None]:
-    """Config and weights (None where the backbone is the CLIP's own tower, or random)."""
+    """Config and weights (None where the backbone is the CLIP's own tower, or random).
+
+    Raises:
+        ModelError: there is none.
+    """
     path = folder / "backbone" / "backbone.json"
     if not path.is_file():
         raise ModelError(
@@ -71,8 +52,14 @@ def read_backbone(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]
             allowed="a folder written by the encode stage",
             fix="run `dvc repro encode`",
         )
-    weights = folder / "backbone" / "model.safetensors"
-    return read_json(path), load_tensors(weights) if weights.is_file() else None
+    config, weights = read_json(path), folder / "backbone" / "model.safetensors"
+    if config["source"] == "none":
+        raise ModelError(
+            found="no backbone, since `encode.backbone.source` is none",
+            allowed="a backbone: clip, timm or random",
+            fix="choose one in params.yaml, then `dvc repro`",
+        )
+    return config, load_tensors(weights) if weights.is_file() else None
 
 
 def _is_known(name: str) -> bool:
@@ -80,34 +67,3 @@ def _is_known(name: str) -> bool:
         return timm.is_model(name) and get_pretrained_cfg(name) is not None
     except RuntimeError:  # a name of timm with a tag that it does not have
         return False
-
-
-def _weights(name: str, settings: BackboneSettings) -> dict[str, torch.Tensor]:
-    # Without the ImageNet classifier, which a dense method has no use for.
-    options: dict[str, Any] = {"num_classes": 0, **settings.options}
-    if settings.weights == "hub":
-        return _from_hub(name, options)
-    state = load_tensors(resolve_weights(str(settings.weights)), sha256=settings.sha256)
-    own = timm.create_model(name, pretrained=False, **options).state_dict()
-    missing = sorted(own.keys() - state.keys())
-    wrong = sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)
-    if missing or wrong:
-        raise ModelError(
-            found=f"{settings.weights} lacks {len(missing)} tensors ({', '.join(missing[:3])}) "
-            f"and has {len(wrong)} of another shape ({', '.join(wrong[:3])})",
-            allowed=f"the weights of timm's {settings.name}",
-            fix="check `encode.backbone.name` and `encode.backbone.weights`",
-        )
-    return {key: state[key] for key in own}
-
-
-def _from_hub(name: str, options: dict[str, Any]) -> dict[str, torch.Tensor]:
-    try:
-        return timm.create_model(name, pretrained=True, **options).state_dict()
-    except (OSError, RuntimeError) as error:
-        raise ModelError(
-            found=f"the weights of {name} could not be fetched: {' '.join(str(error).split())[:300]}",
-            allowed="a network connection, or a local weight file",
-            fix="allow the download (HF_HUB_OFFLINE=0 dvc repro encode); or `lexiseg weights add FILE` and set "
-            "`encode.backbone.weights` to it",
-        ) from error

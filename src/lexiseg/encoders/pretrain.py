@@ -42,7 +42,7 @@ class CaptionedImages:
                 found=f"split `{name}` has {len(images)} captioned images of {len(sizes)} sizes",
                 allowed="captioned images of one size (the tiny CLIP is for small uniform pictures)",
                 fix="set `encode.pretrain.size`; or `encode.clip.source` to open_clip, or to none where the text is a "
-                "table",
+                "table or none",
             )
         self.images = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
         self.captions: list[Sequence[str]] = [texts for _, texts in captioned]

@@ -15,49 +15,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from lexiseg.data.dataset import PreparedSplit
 from lexiseg.encoders.settings import SelfSupervisedSettings
-from lexiseg.encoders.tiny_clip import TinyClipConfig, TinyVision
+from lexiseg.encoders.tiny_trunk import TinyTrunk
 from lexiseg.errors import DataError
 from lexiseg.training import fit, shuffled_indices, step_seed, warmup_cosine
-
-
-class TinyTrunk(nn.Module):
-    """The tiny CLIP's image tower with attention over the whole picture, read out as tokens after the last norm.
-
-    Letters: B pictures of H x W pixels, h x w patches of 8 pixels, D channels.
-    """
-
-    def __init__(self, *, image_size: int = 64, width: int = 128, layers: int = 3) -> None:
-        super().__init__()
-        self.config = {"image_size": image_size, "width": width, "layers": layers}
-        sizes = TinyClipConfig(vocab_size=1, image_size=image_size, width=width, vision_layers=layers, embed_dim=1)
-        self.vision = TinyVision(sizes)
-        self.vision.proj = None  # features, not embeddings
-        self.multiple, self.channels = sizes.patch_size, width
-
-    def forward(self, images: Tensor) -> Tensor:
-        """uint8 RGB (B, 3, H, W), sides multiples of 8 -> (B, D, h, w)."""
-        height, width = images.shape[-2:]
-        if height % self.multiple or width % self.multiple:
-            raise ValueError(f"sides must be multiples of {self.multiple}, got {height} x {width}")
-        tokens = self.tokens((images.float() / 255 - 0.5) / 0.5)[:, 1:]
-        return tokens.transpose(1, 2).reshape(len(images), -1, height // self.multiple, width // self.multiple)
-
-    def tokens(self, pixels: Tensor, *, crop: tuple[int, int] | None = None, masked: Tensor | None = None) -> Tensor:
-        """Class and patch tokens (B, 1 + h w, D) of floats (B, 3, H, W) in -1..1.
-
-        Args:
-            pixels: the pictures.
-            crop: row and column of the grid at which positions are read, for pieces of pictures.
-            masked: bool (B, h, w), patches whose content is hidden.
-        """
-        grid = self.vision.conv1(pixels)
-        if masked is not None:
-            grid = grid.masked_fill(masked[:, None], 0.0)
-        tokens, _ = self.vision.tokens(grid, crop=crop)
-        return self.vision.ln_post(self.vision.transformer(tokens))
 
 
 class _Prototypes(nn.Module):
@@ -117,13 +81,18 @@ class SelfSupervised(L.LightningModule):
         self.log("loss", loss)
         return loss
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
-        keep = self.settings.momentum
-        with torch.no_grad():
-            for slow, fast in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
-                slow.lerp_(fast, 1 - keep)
-            for slow, fast in zip(self.teacher.buffers(), self.student.buffers(), strict=True):
-                slow.copy_(fast)
+    def optimizer_step(self, *arguments: Any, **named: Any) -> None:
+        # Within the step: a checkpoint is written right after it, before the module's own hook at the end of a batch.
+        super().optimizer_step(*arguments, **named)
+        self.follow()
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Move the teacher's weights a little towards the student's; the statistics of its norms are the student's."""
+        for slow, fast in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
+            slow.lerp_(fast, 1 - self.settings.momentum)
+        for slow, fast in zip(self.teacher.buffers(), self.student.buffers(), strict=True):
+            slow.copy_(fast)
 
     def configure_optimizers(self) -> Any:
         settings = self.settings
@@ -145,16 +114,17 @@ def balanced(cosines: Tensor, temperature: float, *, iterations: int = 3) -> Ten
     Args:
         cosines: (N, prototypes).
         temperature: of the softmax that is balanced.
-        iterations: of the balancing.
+        iterations: of the balancing, 1 or more.
 
     Returns:
         (N, prototypes); each row sums to 1.
     """
-    share = ((cosines - cosines.max()) / temperature).exp()
+    # In logarithms: at small temperatures nearly all shares are smaller than the smallest number.
+    share = cosines / temperature
     for _ in range(iterations):
-        share = share / share.sum(dim=0, keepdim=True).clamp(min=1e-12)
-        share = share / share.sum(dim=1, keepdim=True).clamp(min=1e-12)
-    return share
+        share = share.log_softmax(dim=0)
+        share = share.log_softmax(dim=1)
+    return share.exp()
 
 
 def _overlap(
@@ -175,43 +145,91 @@ def pretrain_trunk(
     """Train a tiny ViT on the pictures of a split; captions and labels are not read.
 
     Returns:
-        The teacher's trunk, and the training curve.
+        The teacher's trunk, frozen, and the training curve.
 
     Raises:
-        DataError: pictures of different sizes, or smaller than a crop.
+        DataError: no pictures, of different sizes, not square, or smaller than a crop.
     """
-    count = min(len(split), settings.pictures)
-    pictures = [_square(split.image(index), settings.size) for index in range(count)]
-    sizes = sorted({picture.shape for picture in pictures})
-    smallest = min((min(shape[:2]) for shape in sizes), default=0)
-    if len(sizes) != 1 or sizes[0][0] != sizes[0][1] or smallest < settings.crop:
+    images = _pictures(split, settings)
+    torch.manual_seed(seed)
+    trunk = TinyTrunk(image_size=images.shape[1], layers=settings.layers)
+    module = SelfSupervised(trunk, settings)
+    curve = fit(
+        module,
+        batch=lambda step: two_views(images, settings, step, seed=seed, patch=trunk.multiple),
+        steps=settings.steps,
+        seed=seed,
+        gradient_clip=1.0,
+        title="pretrain trunk",
+    )
+    return module.teacher.trunk.eval().requires_grad_(False), curve
+
+
+def two_views(
+    images: np.ndarray, settings: SelfSupervisedSettings, step: int, *, seed: int, patch: int
+) -> dict[str, list[Any]]:
+    """The batch of a step: each of its pictures cut out and coloured twice.
+
+    All pictures of a view are cut at the same place, a whole number of patches from the corner, so that cells of the
+    two views are the same patches of the pictures.
+
+    Args:
+        images: uint8 (N, S, S, 3).
+        settings: of the crops, the colours and the masks.
+        step: 0-based.
+        seed: of the training.
+        patch: side of a patch in pixels.
+
+    Returns:
+        views: two of float (B, 3, crop, crop); crops: where these begin, (row, column) in patches; masks: two of bool
+        (B, cells, cells).
+    """
+    rng = np.random.default_rng(step_seed(seed, step))
+    chosen = torch.from_numpy(images[shuffled_indices(len(images), settings.batch, step, seed=seed)])
+    chosen = chosen.permute(0, 3, 1, 2)
+    cells = settings.crop // patch
+    crops = crop_places((images.shape[1] - settings.crop) // patch + 1, cells=cells, rng=rng)
+    views, masks = [], []
+    for row, column in crops:
+        top, left = row * patch, column * patch
+        views.append(_jitter(chosen[:, :, top : top + settings.crop, left : left + settings.crop], settings, rng))
+        masks.append(torch.from_numpy(rng.random((len(chosen), cells, cells)) < settings.masked))
+    return {"views": views, "crops": list(crops), "masks": masks}
+
+
+def crop_places(room: int, *, cells: int, rng: np.random.Generator) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Where two crops begin, (row, column) in patches, at random, such that they share at least half of each side.
+
+    Args:
+        room: places along a side, 1 or more.
+        cells: patches along a side of a crop.
+        rng: of the places.
+    """
+    first = rng.integers(room, size=2)
+    far = cells // 2
+    second = rng.integers(np.maximum(first - far, 0), np.minimum(first + far, room - 1), endpoint=True)
+    return (int(first[0]), int(first[1])), (int(second[0]), int(second[1]))
+
+
+def _pictures(split: PreparedSplit, settings: SelfSupervisedSettings) -> np.ndarray:
+    """The first pictures of a split, uint8 (N, S, S, 3)."""
+    count, sizes = min(len(split), settings.pictures), set()
+    pictures: np.ndarray | None = None
+    for index in tqdm(range(count), desc="read pictures", unit="picture", mininterval=15.0, leave=False):
+        picture = _square(split.image(index), settings.size)
+        sizes.add(picture.shape[:2])
+        if pictures is None:
+            pictures = np.empty((count, *picture.shape), dtype=np.uint8)
+        if len(sizes) == 1:
+            pictures[index] = picture
+    smallest = min((min(size) for size in sizes), default=0)
+    if pictures is None or len(sizes) != 1 or any(h != w for h, w in sizes) or smallest < settings.crop:
         raise DataError(
             found=f"pictures of {len(sizes)} sizes, the shortest side {smallest} pixels",
             allowed=f"square pictures of one size, at least {settings.crop} pixels",
             fix="set `encode.self_supervised.size` to a side that they are resized to",
         )
-    images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
-    torch.manual_seed(seed)
-    trunk = TinyTrunk(image_size=images.shape[-1], layers=settings.layers)
-    room = (images.shape[-1] - settings.crop) // trunk.multiple + 1
-    cells = settings.crop // trunk.multiple
-
-    def batch(step: int) -> dict[str, Any]:
-        rng = np.random.default_rng(step_seed(seed, step))
-        chosen = images[torch.from_numpy(shuffled_indices(len(images), settings.batch, step, seed=seed))]
-        views, crops, masks = [], [], []
-        for _ in range(2):
-            row, column = (int(number) for number in rng.integers(room, size=2))
-            top, left = row * trunk.multiple, column * trunk.multiple
-            piece = chosen[:, :, top : top + settings.crop, left : left + settings.crop]
-            views.append(_jitter(piece, settings, rng))
-            crops.append((row, column))
-            masks.append(torch.from_numpy(rng.random((len(piece), cells, cells)) < settings.masked))
-        return {"views": views, "crops": crops, "masks": masks}
-
-    module = SelfSupervised(trunk, settings)
-    curve = fit(module, batch=batch, steps=settings.steps, seed=seed, gradient_clip=1.0, title="pretrain trunk")
-    return module.teacher.trunk, curve
+    return pictures
 
 
 def _jitter(pieces: Tensor, settings: SelfSupervisedSettings, rng: np.random.Generator) -> Tensor:

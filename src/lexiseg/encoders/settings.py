@@ -57,7 +57,7 @@ class ClipSettings(Block):
 class TextSettings(Block):
     """What turns labels into vectors."""
 
-    source: Literal["clip", "table", "sentence_transformers"]
+    source: Literal["clip", "table", "sentence_transformers", "none"]
     path: str | None
     sha256: str | None
     licence: str | None
@@ -66,7 +66,7 @@ class TextSettings(Block):
 
     @model_validator(mode="after")
     def _complete(self) -> TextSettings:
-        if self.source != "clip" and not (self.path and self.licence):
+        if self.source in ("table", "sentence_transformers") and not (self.path and self.licence):
             raise ValueError(f"source {self.source} needs `path` and `licence`")
         if self.source == "table" and not self.sha256:
             raise ValueError("a table needs its `sha256`; `lexiseg weights add` prints it")
@@ -76,7 +76,7 @@ class TextSettings(Block):
 class BackboneSettings(Block):
     """Which image backbone a method may start from."""
 
-    source: Literal["clip", "timm", "random"]
+    source: Literal["clip", "timm", "random", "none"]
     name: str | None
     weights: str | None
     sha256: str | None
@@ -99,7 +99,7 @@ class BackboneSettings(Block):
 class TrunkSettings(Block):
     """The frozen trunk of unsupervised methods."""
 
-    source: Literal["pretrain", "timm", "backbone", "none"]
+    source: Literal["pretrain", "timm", "backbone", "model", "none"]
     name: str | None
     weights: str | None
     sha256: str | None
@@ -117,6 +117,10 @@ class TrunkSettings(Block):
             raise ValueError("source timm needs `name`, `weights` (a file, or `hub`) and `licence`")
         if self.source == "timm" and self.weights != "hub" and not self.sha256:
             raise ValueError("a weight file needs its `sha256`; `lexiseg weights add` prints it")
+        if self.source == "model" and not (self.weights and self.sha256):
+            raise ValueError(
+                "source model needs `weights`, a model folder, and its `sha256` (`lexiseg import --profile` sets both)"
+            )
         return self
 
 
@@ -143,6 +147,12 @@ class SelfSupervisedSettings(Block):
     shift: float = Field(ge=0, lt=1)
     noise: float = Field(ge=0, lt=1)
 
+    @model_validator(mode="after")
+    def _fits(self) -> SelfSupervisedSettings:
+        if self.size is not None and self.size < self.crop:
+            raise ValueError(f"`crop` ({self.crop}) is at most `size` ({self.size})")
+        return self
+
 
 class EncodeSettings(Block):
     """The block `encode`."""
@@ -151,3 +161,11 @@ class EncodeSettings(Block):
     text: TextSettings
     backbone: BackboneSettings
     pretrain: PretrainSettings
+    trunk: TrunkSettings
+    self_supervised: SelfSupervisedSettings
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> EncodeSettings:
+        if self.trunk.source == "backbone" and self.backbone.source in ("clip", "none"):
+            raise ValueError("trunk.source backbone needs backbone.source timm or random")
+        return self

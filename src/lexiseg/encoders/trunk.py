@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from lexiseg.encoders.backbone import check_name, read_backbone
 from lexiseg.encoders.features import FrozenFeatures
-from lexiseg.encoders.pyramid import build_timm_backbone
-from lexiseg.encoders.self_supervised import TinyTrunk
+from lexiseg.encoders.pyramid import VitBackbone, build_timm_backbone
+from lexiseg.encoders.tiny_trunk import TinyTrunk, check_sides
 from lexiseg.errors import ModelError
-from lexiseg.storage import load_tensors, read_json
+from lexiseg.storage import load_tensors, read_json, save_tensors, write_json
+
+NOT_RUN = "not-run.json"  # what lies in the place of a trunk where there is none
+VIT_OPTIONS = {"num_classes": 0, "dynamic_img_size": True}  # without classifier, for pictures of any size
 
 Facet = Literal["features", "keys"]
 Positions = Literal["timm", "dino"]
@@ -29,10 +34,16 @@ class VitTrunk(nn.Module):
 
     Args:
         vit: the ViT.
-        facet: "features": tokens after the last norm; "keys": those of the last block's attention, heads side by side.
+        facet: "features": tokens after the last norm; "keys": those of the last block's attention, heads side by side,
+            as its projection gives them, with its bias: before a norm of keys, and before they are turned by their
+            position (DINOv3).
         positions: how positions are resized for other grids than the trained one: "timm", or "dino" as in DINO's code,
             bicubically by a scale that is 0.1 of a patch too large.
         mean, std: of RGB in 0..1, per channel.
+
+    Raises:
+        ModelError: patches that one convolution does not cut out, or that are no squares side by side; or a facet or
+            positions that this ViT does not have.
     """
 
     def __init__(
@@ -41,20 +52,16 @@ class VitTrunk(nn.Module):
         super().__init__()
         self.vit: Any = vit
         self.facet, self.positions = facet, positions
-        self.multiple = int(self.vit.patch_embed.patch_size[0])
+        self.multiple = _patch_side(vit)
         self.channels = int(self.vit.embed_dim)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
-        if facet == "keys" and not hasattr(self.vit.blocks[-1].attn, "qkv"):
-            raise ModelError(
-                found=f"`encode.trunk.facet: keys` with {type(vit).__name__}, whose attention keeps no qkv together",
-                allowed="keys of a plain ViT, or `facet: features`",
-                fix="set `encode.trunk.facet: features`",
-            )
-        if positions == "dino" and not (isinstance(vit, VisionTransformer) and self.vit.num_prefix_tokens == 1):
+        if facet == "keys":
+            self.channels = len(key_projection(self.vit.blocks[-1])[0])
+        if positions == "dino" and not _has_plain_positions(vit):
             raise ModelError(
                 found=f"`encode.trunk.positions: dino` with {type(vit).__name__}",
-                allowed="a ViT with one class token and learned positions, such as vit_small_patch8_224.dino",
+                allowed="a ViT with one class token and a square of learned positions, as vit_small_patch8_224.dino",
                 fix="set `encode.trunk.positions: timm`",
             )
         self.eval().requires_grad_(False)
@@ -74,14 +81,13 @@ class VitTrunk(nn.Module):
         """All tokens (B, prefix + h w, D) of normalised floats (B, 3, H, W)."""
         if self.facet == "features":
             return self._through(pixels)
-        kept: list[Tensor] = []
-        hook = self.vit.blocks[-1].attn.qkv.register_forward_hook(lambda module, inputs, output: kept.append(output))
+        last, kept = self.vit.blocks[-1], list[Tensor]()
+        hook = last.attn.register_forward_pre_hook(lambda module, inputs: kept.append(inputs[0]))
         try:
             self._through(pixels)
         finally:
             hook.remove()
-        # query, key, value, each with its heads side by side
-        return kept[0].chunk(3, dim=-1)[1]
+        return F.linear(kept[0], *key_projection(last))
 
     def _through(self, pixels: Tensor) -> Tensor:
         vit = self.vit
@@ -96,19 +102,48 @@ class VitTrunk(nn.Module):
         return vit.norm(tokens)
 
 
-def check_sides(pixels: Tensor, multiple: int) -> None:
-    """Refuse pictures that cannot be cut into whole patches.
+def _patch_side(vit: Any) -> int:
+    # Hybrids call the side within their CNN's map a patch, so the stride in pixels cannot be read from it.
+    embed = vit.patch_embed
+    sides = set(embed.patch_size) if isinstance(embed, PatchEmbed) else set()
+    if len(sides) != 1 or set(getattr(embed.proj, "stride", ())) != sides:
+        raise ModelError(
+            found=f"a trunk whose patches are cut by {type(embed).__name__}"
+            + (f", {' x '.join(map(str, embed.patch_size))} pixels" if isinstance(embed, PatchEmbed) else ""),
+            allowed="a plain ViT: square patches side by side, cut by one convolution",
+            fix="choose another `encode.trunk.name`, such as vit_small_patch8_224.dino; no hybrid of CNN and ViT",
+        )
+    return int(sides.pop())
+
+
+def key_projection(block: Any) -> tuple[Tensor, Tensor | None]:
+    """Weight (D', D) and bias (D',) or None of what makes the keys in a block's attention.
+
+    timm's attention has one matrix for query, key and value, or (Eva, DINOv3) one for each; the biases of the joint one
+    may stand beside it, Eva's of the key being constantly 0.
 
     Raises:
-        ModelError: they cannot.
+        ModelError: the attention has neither.
     """
-    height, width = pixels.shape[-2:]
-    if height % multiple or width % multiple or not (height and width):
+    attention = getattr(block, "attn", None)
+    if isinstance(getattr(attention, "k_proj", None), nn.Linear):
+        return attention.k_proj.weight, attention.k_proj.bias  # type: ignore[union-attr]
+    if not isinstance(getattr(attention, "qkv", None), nn.Linear):
         raise ModelError(
-            found=f"pictures of {height} x {width} pixels",
-            allowed=f"sides that are multiples of {multiple}, the trunk's patch",
-            fix="resize or crop them first",
+            found=f"`encode.trunk.facet: keys` with blocks of the kind {type(block).__name__}, without keys to be read",
+            allowed="keys of a ViT of timm with qkv or k_proj in its attention, or `facet: features`",
+            fix="set `encode.trunk.facet: features`",
         )
+    weight, bias = attention.qkv.weight, attention.qkv.bias  # type: ignore[union-attr]
+    beside = getattr(attention, "k_bias", None)
+    return weight.chunk(3)[1], beside if bias is None else bias.chunk(3)[1]
+
+
+def _has_plain_positions(vit: Any) -> bool:
+    if not isinstance(vit, VisionTransformer) or vit.num_prefix_tokens != 1 or vit.cls_token is None:
+        return False
+    rows, columns = vit.patch_embed.grid_size
+    return rows == columns and vit.pos_embed is not None and vit.pos_embed.shape[1] == 1 + rows * columns
 
 
 def dino_positions(positions: Tensor, *, height: int, width: int) -> Tensor:
@@ -148,7 +183,7 @@ def build_vit(name: str, options: dict[str, Any]) -> nn.Module:
         ModelError: an unknown name, or no ViT.
     """
     try:
-        vit = timm.create_model(check_name(name), pretrained=False, num_classes=0, dynamic_img_size=True, **options)
+        vit = timm.create_model(check_name(name), pretrained=False, **VIT_OPTIONS, **options)
     except TypeError as error:
         raise ModelError(
             found=f"the trunk {name}: {' '.join(str(error).split())[:200]}",
@@ -165,22 +200,44 @@ def build_vit(name: str, options: dict[str, Any]) -> nn.Module:
 
 
 def load_trunk(folder: Path) -> Trunk:
-    """The trunk in a folder that the stage encode-trunk wrote, or that lies in a model folder.
+    """The trunk in a folder that the stage encode-trunk wrote, or that lies in a model folder; frozen.
 
     Raises:
         ModelError: there is none.
     """
     path = folder / "trunk.json"
     if not path.is_file():
+        none = (folder / NOT_RUN).is_file()
         raise ModelError(
-            found=f"{folder} has no trunk.json",
-            allowed="a folder written by the stage encode-trunk",
+            found=f"{folder} says that there is no trunk" if none else f"{folder} has no trunk.json",
+            allowed="a folder written by the stage encode-trunk, with `encode.trunk.source` other than none",
             fix="set `encode.trunk.source` in params.yaml and run `dvc repro encode-trunk`",
         )
-    config = read_json(path)
-    trunk = build_trunk(config)
+    trunk = build_trunk(read_json(path))
     trunk.load_state_dict(load_tensors(folder / "model.safetensors"))
-    return trunk
+    return trunk.eval().requires_grad_(False)
+
+
+def save_trunk(folder: Path, trunk: Trunk, config: dict[str, Any]) -> None:
+    """Write trunk.json and model.safetensors, what `load_trunk` reads."""
+    save_tensors(folder / "model.safetensors", trunk.state_dict())
+    write_json(folder / "trunk.json", config)
+
+
+def copy_trunk(source: Path, target: Path) -> None:
+    """Copy the trunk of a model folder into the output folder of the stage encode-trunk.
+
+    Raises:
+        ModelError: the model has none.
+    """
+    if not (source / "trunk" / "trunk.json").is_file():
+        raise ModelError(
+            found=f"{source} holds no trunk",
+            allowed="a model folder with trunk/trunk.json, such as one of STEGO",
+            fix="set `encode.trunk.weights` to such a folder, or choose another `encode.trunk.source`",
+        )
+    for name in ("trunk.json", "model.safetensors"):
+        shutil.copyfile(source / "trunk" / name, target / name)
 
 
 def build_trunk(config: dict[str, Any]) -> Trunk:
@@ -199,20 +256,30 @@ def build_trunk(config: dict[str, Any]) -> Trunk:
     )
 
 
-def backbone_trunk(encode: Path, *, stride: int) -> tuple[BackboneTrunk, dict[str, Any]]:
+def backbone_trunk(backbone: Path, *, stride: int) -> tuple[BackboneTrunk, dict[str, Any]]:
     """The backbone of an encode folder as a trunk, and what trunk.json says of it.
 
+    Args:
+        backbone: the folder `backbone` in the encode folder.
+        stride: pixels per cell.
+
     Raises:
-        ModelError: the backbone is the CLIP's own tower.
+        ModelError: there is no backbone, or it is the CLIP's own tower or a ViT.
     """
-    config, weights = read_backbone(encode)
+    config, weights = read_backbone(backbone.parent)
     if config["source"] == "clip":
         raise ModelError(
             found="`encode.trunk.source: backbone` while `encode.backbone.source` is clip",
-            allowed="a backbone of timm",
+            allowed="a CNN of timm",
             fix="set `encode.backbone.source: timm`, or another source of the trunk",
         )
-    backbone = build_timm_backbone(config["name"], options=config["options"], readout="ignore", weights=weights)
-    features = FrozenFeatures(backbone, stride=stride, mean=config["mean"], std=config["std"])
+    network = build_timm_backbone(config["name"], options=config["options"], readout="ignore", weights=weights)
+    if isinstance(network, VitBackbone):  # its pyramid begins with layers that nothing has trained
+        raise ModelError(
+            found=f"`encode.trunk.source: backbone` while the backbone is the ViT {config['name']}",
+            allowed="a CNN of timm",
+            fix="set `encode.trunk.source: timm`, and name and weights as in `encode.backbone`",
+        )
+    features = FrozenFeatures(network, stride=stride, mean=config["mean"], std=config["std"])
     kept = {key: config[key] for key in ("name", "options", "mean", "std", "licence")}
     return BackboneTrunk(features), {"source": "backbone", "stride": stride, **kept}

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lexiseg.data.dataset import PreparedSplit
-from lexiseg.encoders.backbone import save_backbone
 from lexiseg.encoders.clip import copy_clip, save_open_clip, save_tiny_clip
+from lexiseg.encoders.from_timm import save_backbone
 from lexiseg.encoders.text import save_text
 from lexiseg.errors import SettingsError
 from lexiseg.storage import read_json, write_text
@@ -18,7 +18,7 @@ from lexiseg.workspace import resolve_model, resolve_weights
 
 
 def run(settings: Any, inputs: Mapping[str, Path], outputs: Path) -> None:
-    """Write clip/ (unless there is none), text/ and backbone/."""
+    """Write clip/ and text/, unless there is none, and backbone/, which may say that there is none."""
     encode = settings.encode
     if encode.clip.source == "none" and "clip" in (encode.text.source, encode.backbone.source):
         raise SettingsError(
