@@ -106,7 +106,7 @@ def resolve_model(path: str, *, sha256: str | None, setting: str) -> Path:
 
 
 def model_identity(folder: Path) -> str:
-    """One sha256 over what a model folder computes with: config, weights and text side, but not its card."""
+    """One sha256 over what a model folder computes with: config, weights, trunk and text side, but not its card."""
     hashes = hash_tree(folder)
-    parts = ("model.json", "model.safetensors", "clip/", "text/")
+    parts = ("model.json", "model.safetensors", "clip/", "text/", "trunk/", "regions.safetensors")
     return sha256_of_json({name: value for name, value in hashes.items() if name.startswith(parts)})
