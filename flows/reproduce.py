@@ -41,6 +41,7 @@ from lexiseg.pipeline import Node, changed_data, read_graph, run_dvc, upstream_o
 from lexiseg.reporting import read_report
 from lexiseg.stages.settings import parse_settings, read_values
 from lexiseg.storage import read_json
+from lexiseg.tracking.identity import is_own, method_of
 from lexiseg.workspace import private_folder, require_root
 
 ALL = "all"
@@ -206,7 +207,7 @@ def stages_of(graph: Mapping[str, Node], method: str) -> list[str]:
             allowed=", ".join([ALL, *methods_of(graph)]),
             fix="choose one of these for the parameter `method`",
         )
-    own = [name for name in graph if name.startswith(f"{method}-") or name.endswith(f"@{method}")]
+    own = [name for name in graph if is_own(name, method)]
     needed = {other for name in own for other in upstream_of(graph, name)}
     return [name for name in graph if name in needed or name in own]
 
@@ -214,7 +215,7 @@ def stages_of(graph: Mapping[str, Node], method: str) -> list[str]:
 def methods_of(graph: Mapping[str, Node]) -> list[str]:
     """Methods and baselines that the graph evaluates."""
     names = [name for name in graph if name.partition("@")[0].endswith("-evaluate") and name != "encode-evaluate"]
-    return sorted(name.partition("@")[2] or name.removesuffix("-evaluate") for name in names)
+    return sorted(method_of(name) for name in names)
 
 
 @contextmanager
@@ -238,8 +239,8 @@ def publish_artifacts(name: str, root: Path) -> None:
         ]
         create_table_artifact(table=rows, key="results", description="Percent; every method under one protocol")
     if kind.endswith("-evaluate") and kind != "encode-evaluate":
-        method = item or kind.removesuffix("-evaluate")
-        folder = root / "outputs" / (f"baselines/{item}" if item else method) / "evaluate"
+        method = method_of(name)
+        folder = root / "outputs" / (f"baselines/{method}" if item else method) / "evaluate"
         metrics = read_json(folder / "metrics.json").get("splits")
         if metrics is None:  # its `run` is false
             return

@@ -9,11 +9,14 @@ from typing import Any
 
 from lexiseg.errors import SettingsError
 from lexiseg.methods import METHODS, resolve
+from lexiseg.pipeline import upstream_of
 from lexiseg.stage import value_at
 from lexiseg.storage import read_json
 from lexiseg.trials import Trials
 
 HEADLINE = ("miou", "fb_iou", "miou_seen", "miou_unseen", "miou_stuff", "miou_things", "boundary_f")
+# Of methods whose classes are clusters: nothing is seen or unseen to them.
+OF_CLUSTERS = ("miou", "pixel_accuracy", "miou_stuff", "miou_things", "boundary_f", "linear_miou", "usage_entropy")
 
 
 def ablate(
@@ -73,18 +76,22 @@ def ablate(
     chosen = list(variants) or [
         name for name, values in changes.items() if not values or _differs(trials.values, values)
     ]
+    # The CLIP is measured beside methods that use one.
+    encoders = ["encode-evaluate"] if "encode" in upstream_of(trials.graph, f"{method}-evaluate") else []
     for seed in seeds:
         for variant in chosen:
             print(f"== {method}, variant {variant}, seed {seed}", flush=True)
             done = trials.run({**common, "seed": seed, **changes[variant]}, [f"{method}-evaluate"])
             metrics = read_json(done[f"{method}-evaluate"] / "metrics.json")
             measured.setdefault((method, variant), {})[seed] = metrics
-        others = [name for name in trials.graph if name.startswith("baseline-evaluate@")]
-        done = trials.run({**common, "seed": seed}, [*others, "encode-evaluate"])
+        others = [name for name in trials.graph if name.startswith(f"{METHODS[method].baselines}-evaluate@")]
+        done = trials.run({**common, "seed": seed}, [*others, *encoders])
         for name in others:
-            measured.setdefault((name.partition("@")[2], None), {})[seed] = read_json(done[name] / "metrics.json")
-        encoders = read_json(done["encode-evaluate"] / "metrics.json")["retrieval"] or {}
-        measured.setdefault(("encoders", None), {})[seed] = {"splits": encoders}
+            metrics = read_json(done[name] / "metrics.json")
+            measured.setdefault((metrics["method"].removeprefix("baselines/"), None), {})[seed] = metrics
+        for name in encoders:
+            found = read_json(done[name] / "metrics.json")["retrieval"] or {}
+            measured.setdefault(("encoders", None), {})[seed] = {"splits": found}
     rows = [
         {"method": who, "variant": variant, "split": split}
         | _protocol_of(by_seed[seeds[0]])
@@ -108,7 +115,8 @@ def ablate(
 def table_lines(result: Mapping[str, Any]) -> list[str]:
     """The result as a Markdown table: mean and standard deviation over the seeds, in percent."""
     rows = [row for row in result["rows"] if row["method"] != "encoders"]
-    names = [name for name in HEADLINE if any(name in row["mean"] for row in rows)]
+    headline = OF_CLUSTERS if any("usage_entropy" in row["mean"] for row in rows) else HEADLINE
+    names = [name for name in headline if any(name in row["mean"] for row in rows)]
     titles = [name.replace("miou", "mIoU").replace("fb_iou", "FB-IoU").replace("_", " ") for name in names]
     lines = ["| " + " | ".join([f"{result['data']}, split", "what", *titles]) + " |", "|---" * (2 + len(names)) + "|"]
     usual = result.get("protocol", {}).get("hash")

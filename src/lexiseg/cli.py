@@ -20,9 +20,11 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 data_app = typer.Typer(no_args_is_help=True, help="Data sets in data/ and data.dvc.")
 weights_app = typer.Typer(no_args_is_help=True, help="Local weight files in weights/.")
 profile_app = typer.Typer(no_args_is_help=True, help="Settings of params.yaml by name.")
+stego_app = typer.Typer(no_args_is_help=True, help="What STEGO's results say without any label.")
 app.add_typer(data_app, name="data")
 app.add_typer(weights_app, name="weights")
 app.add_typer(profile_app, name="profile")
+app.add_typer(stego_app, name="stego")
 
 
 @app.callback()
@@ -104,7 +106,9 @@ def mend() -> None:
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Picture files.")],
     out: Annotated[Path, typer.Option(help="Folder for the results.")],
-    labels: Annotated[str | None, typer.Option(help="Words to look for, separated by commas.")] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Words to look for, separated by commas; STEGO has names of its own.")
+    ] = None,
     labels_file: Annotated[Path | None, typer.Option(help="Or a text file with a label per line.")] = None,
     model: Annotated[
         str, typer.Option(help="Model folder, or models:/NAME@ALIAS of MLflow's registry.")
@@ -119,14 +123,17 @@ def predict(
     from lexiseg.loading import load
     from lexiseg.segmentation import check_labels
 
-    if (labels is None) == (labels_file is None):
+    if labels is not None and labels_file is not None:
         raise LabelError(
-            found="both --labels and --labels-file" if labels else "neither --labels nor --labels-file",
+            found="both --labels and --labels-file",
             allowed="one of them",
             fix='name what to look for, such as --labels "grass, sky, ring"',
         )
-    names = check_labels(_lines_of(labels_file)) if labels is None else parse_labels(labels)
+    names = None if labels is None else parse_labels(labels)
+    if labels_file is not None:
+        names = check_labels(_lines_of(labels_file))
     loaded = load(model)
+    names = loaded.check_labels(names)
     for label, words in loaded.unknown_words(names).items():
         print(f"note: the text encoder has never seen {', '.join(words)} (label `{label}`)", file=sys.stderr)
     for label, row in loaded.stand_ins(names).items():
@@ -145,10 +152,12 @@ def import_(
     file: Annotated[Path, typer.Argument(help="Checkpoint: .ckpt, .pt, .pth or .safetensors.")],
     out: Annotated[Path | None, typer.Option(help="Model folder to write; by default models/<file name>.")] = None,
     text: Annotated[
-        Path | None, typer.Option(help="Encode or model folder with the text encoder, where the file has none.")
+        Path | None,
+        typer.Option(help="Encode or model folder with the text encoder, where the file has none; stego: to name by."),
     ] = None,
     classes: Annotated[
-        Path | None, typer.Option(help="Text file with a class name per line, noted as the model's vocabulary.")
+        Path | None,
+        typer.Option(help="Text file with a class name per line: the model's vocabulary; stego: its linear probe's."),
     ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="key=value that the file does not tell; may be given again.")
@@ -161,7 +170,7 @@ def import_(
     """Turn a checkpoint of the official implementation into a model folder. No code in the file is executed.
 
     Keys of --set for lseg: block, block_depth, activation, readout, heads, temperature, and predict.KEY for the keys
-    of lseg.predict in params.yaml; for tcl: statistics, temperature.
+    of lseg.predict in params.yaml; for tcl: statistics, temperature; for stego: heads, facet, head.
 
     Example: lexiseg import lseg demo_e200.ckpt --out models/demo_e200
     """
@@ -169,6 +178,7 @@ def import_(
 
     from lexiseg.errors import SettingsError
     from lexiseg.importing import import_model
+    from lexiseg.methods import METHODS
     from lexiseg.profiles import check_new_profile, save_profile
     from lexiseg.settings import override
     from lexiseg.stages.settings import parse_settings, read_values
@@ -195,7 +205,8 @@ def import_(
         licence=licence,
     )
     print("\n".join(report.lines()))
-    print(f'try it: lexiseg predict photo.jpg --labels "dog, grass, other" --model {report.folder} --out predictions')
+    labels = "" if METHODS[method].clusters else '--labels "dog, grass, other" '
+    print(f"try it: lexiseg predict photo.jpg {labels}--model {report.folder} --out predictions")
     if profile is not None:
         if report.settings is None:
             raise SettingsError(
@@ -351,7 +362,8 @@ def data_add(
     if added.changed and announce_data(name):
         print("Prefect was told: a deployment that waits for other data starts")
     counts = ", ".join(f"{split} {count}" for split, count in added.splits.items())
-    print(f"data/{name}: {added.classes} classes; {counts}" + ("" if added.changed else " (was there before)"))
+    classes = f"{added.classes} classes" if added.classes else "no classes, photographs without labels"
+    print(f"data/{name}: {classes}; {counts}" + ("" if added.changed else " (was there before)"))
     print(f"to use it: set data.name: {name} and data.adapter: {adapter}, or `lexiseg profile use` a profile that does")
 
 
@@ -441,6 +453,27 @@ def profile_save(name: str) -> None:
 
     keys = save_profile(require_root(), name)
     print(f"profiles/{name}.yaml: {len(keys)} values")
+
+
+@stego_app.command("diagnose")
+def stego_diagnose(
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("diagnosis"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
+) -> None:
+    """Show similarities by kind of pair, shifts that fit them, signs of a collapse, and the use of the clusters.
+
+    Reads outputs/stego as far as its stages have run; stego-neighbours is enough for the shifts.
+
+    Example: lexiseg stego diagnose --out diagnosis
+    """
+    root = require_root()
+    from lexiseg.methods.stego.diagnostics import diagnose
+    from lexiseg.stages.settings import parse_settings, read_values
+
+    settings = parse_settings(read_values(root))
+    _prepare_process(root, threads=settings.threads)
+    table, lines = diagnose(root / "outputs" / "stego", settings.stego, seed=settings.seed, out=out)
+    print(json.dumps(table, indent=2) if as_json else "\n".join([*lines, f"pictures written to {out}"]))
 
 
 def _lines_of(path: Path | None) -> list[str]:

@@ -34,10 +34,16 @@ class Model:
         self.folder = folder
         self._scorer: Any = load_scorer(folder)
         self._refine = load_refiner(folder)
-        self._overlapping = METHODS[read_json(folder / "model.json")["method"]].overlapping
+        method = METHODS[read_json(folder / "model.json")["method"]]
+        self._overlapping, self._clusters = method.overlapping, method.clusters
+
+    @property
+    def own_labels(self) -> tuple[str, ...]:
+        """The names that the model gives without being asked: those of its clusters; empty for other methods."""
+        return tuple(dict.fromkeys(self._scorer.names)) if self._clusters else ()
 
     def segment(
-        self, image: ImageLike, labels: Sequence[str] | NamedLabels, *, protocol: str | None = None
+        self, image: ImageLike, labels: Sequence[str] | NamedLabels | None = None, *, protocol: str | None = None
     ) -> Segmentation:
         """Divide one picture among the labels, any number and order of them.
 
@@ -45,7 +51,7 @@ class Model:
 
         Args:
             image: path, PIL image, or uint8 RGB array (H, W, 3).
-            labels: one or more different names.
+            labels: one or more different names. None: `own_labels`, for methods that have them (STEGO).
             protocol: hash of a protocol card to note in the result.
 
         Raises:
@@ -67,13 +73,24 @@ class Model:
             overlapping=self._overlapping,
         )
 
-    def check_labels(self, labels: Sequence[str] | NamedLabels) -> tuple[str, ...]:
-        """The labels as a tuple, if this model can tell them apart.
+    def check_labels(self, labels: Sequence[str] | NamedLabels | None = None) -> tuple[str, ...]:
+        """The labels as a tuple, if this model can tell them apart; None: its own.
 
         Raises:
             LabelError: see `segment`.
         """
+        if labels is None:
+            if not self._clusters:
+                raise LabelError(
+                    found=f"no labels for {self.folder}",
+                    allowed="words to look for; only a model of clusters (STEGO) has names of its own",
+                    fix='name what to look for, such as --labels "grass, sky"',
+                )
+            return self.own_labels
         names = check_labels(labels)
+        if self._clusters:
+            self._scorer.owners(names)  # raises where they cannot be understood
+            return names
         same: dict[bytes, list[str]] = {}
         for name, vector in zip(names, self._scorer.text.embed(names), strict=True):
             same.setdefault(vector.numpy().tobytes(), []).append(name)
@@ -90,11 +107,15 @@ class Model:
 
     def stand_ins(self, labels: Sequence[str]) -> dict[str, str]:
         """For each label without a vector of its own: the row of the text table that stands in for it."""
+        if self._scorer.text is None:
+            return {}
         found = {label: self._scorer.text.stand_in(label) for label in labels}
         return {label: row for label, row in found.items() if row}
 
     def unknown_words(self, labels: Sequence[str]) -> dict[str, list[str]]:
         """For each label with any: the words the text encoder has never seen (where it can know)."""
+        if self._scorer.text is None:
+            return {}
         found = {label: self._scorer.text.unknown_words(label) for label in labels}
         return {label: words for label, words in found.items() if words}
 
@@ -129,7 +150,7 @@ def parse_labels(text: str) -> tuple[str, ...]:
 
 
 def predict_files(
-    model: Model, images: Sequence[Path], labels: Sequence[str], *, out: Path
+    model: Model, images: Sequence[Path], labels: Sequence[str] | None, *, out: Path
 ) -> Iterator[dict[str, Any]]:
     """Segment picture files and write, for each: <stem>.png (label indices), <stem>_overlay.png, <stem>.json.
 

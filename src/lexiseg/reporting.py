@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from lexiseg.storage import read_json
 
 EPISODES = ("miou", "fb_iou")
 COLUMNS = ("miou", "miou_seen", "miou_unseen", "miou_harmonic", "pixel_accuracy", "fw_iou", "boundary_f")
+CLUSTERS = ("miou", "pixel_accuracy", "linear_miou", "text_named_miou", "clusters_used", "boundary_f")
+UNLABELLED = ("clusters_used", "usage_entropy", "mean_cosine")
 
 
 def read_report(root: Path) -> dict[str, Any]:
@@ -37,14 +39,16 @@ def report_lines(result: Mapping[str, Any]) -> list[str]:
             "",
             f"split {split}, protocol {first['protocol']} ({first['protocol_hash'][:8]}), seed {first['seeds'][0]}",
         ]
-        columns = EPISODES if "fb_iou" in first["metrics"] else COLUMNS
+        columns = _columns(first["metrics"])
         titles = [name.replace("miou", "mIoU").replace("fb_iou", "FB-IoU") for name in columns]
-        lines.append(f"{'percent':<22}" + "".join(f"{title:>15}" for title in titles))
+        # Wide names make their column wider, so that there is a space before each.
+        first_width = max([22, *(len(row["method"]) + 1 for row in rows)])
+        widths = [max(15, len(title) + 1) for title in titles]
+        lines.append(_line("percent", titles, first_width, widths))
         for row in rows:
-            cells = [row["metrics"].get(name) for name in columns]
-            lines.append(
-                f"{row['method']:<22}" + "".join(f"{'–' if c is None else format(100 * c, '.1f'):>15}" for c in cells)
-            )
+            values = [row["metrics"].get(name) for name in columns]
+            cells = ["–" if value is None else format(100 * value, ".1f") for value in values]
+            lines.append(_line(row["method"], cells, first_width, widths))
         recall = (result["encoders"]["retrieval"] or {}).get(split)
         if recall:
             lines.append(
@@ -54,3 +58,15 @@ def report_lines(result: Mapping[str, Any]) -> list[str]:
     for name, row in sorted(result["encoders"]["stand_ins"].items()):
         lines.append(f"note: `{name}` has no vector of its own, `{row}` stands in")
     return lines[1:]
+
+
+def _line(first: str, cells: Sequence[str], first_width: int, widths: Sequence[int]) -> str:
+    return f"{first:<{first_width}}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+
+
+def _columns(metrics: Mapping[str, Any]) -> tuple[str, ...]:
+    if "fb_iou" in metrics:
+        return EPISODES
+    if "clusters_used" in metrics:
+        return CLUSTERS if "miou" in metrics else UNLABELLED
+    return COLUMNS

@@ -30,22 +30,28 @@ class Method:
         folder: below outputs/, where its stages write.
         load: model folder (Path) -> Scorer; `encode=` and `predict=` are those of `load_scorer`.
         stages: the method's own graph nodes, by the name after "<method>-".
+        model: the one of its nodes whose output is the model folder.
+        baselines: the group of dvc.yaml that stands beside it, `<group>-predict@<name>` and `<group>-evaluate@<name>`.
         settings: its Block in params.yaml.
         ablations: table name -> variant name -> changed settings; the first table is the usual one.
         importer: (ForeignCheckpoint, options) -> Imported, for checkpoints of the official implementation.
         refiner: `refine` of its block in params.yaml -> what makes final scores of the saved ones and the picture
             (`lexiseg.evaluation.evaluate.Refine`); None: the saved scores are final.
         overlapping: final scores are soft masks, 0..1, each label's by itself; False: logits of labels that compete.
+        clusters: its classes are clusters, named after they were found; a model of it can be asked without labels.
     """
 
     folder: str
     load: str
     stages: Mapping[str, str] = field(default_factory=dict)
+    model: str = "train"
+    baselines: str = "baseline"
     settings: str | None = None
     ablations: str | None = None
     importer: str | None = None
     refiner: str | None = None
     overlapping: bool = False
+    clusters: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,19 +61,25 @@ class Imported:
     Attributes:
         config: model.json.
         tensors: model.safetensors, complete.
-        text_dim: size of the label vectors that the network expects.
+        text_dim: size of the label vectors that the network expects; None: it takes none.
         clip: state dict of the CLIP that the checkpoint carries, in OpenAI's names, or None.
         dropped: how many tensors were left out on purpose, by the start of their names.
         unexpected: official names that the importer does not know.
         licence: of the weights.
         templates: sentences that the official code puts a label into.
         average: how it takes their mean, see `lexiseg.encoders.text.ClipText`.
-        needs_clip: the network computes with the image tower of its CLIP, too.
+        needs_clip: the network computes with the image tower of its CLIP, too; or, where it takes no label vectors, its
+            clusters can be named with one.
+        trunk: trunk.json and tensors of a frozen trunk, see `lexiseg.encoders.trunk.load_trunk`; None: it has none.
+        training: what the file says of the network's training, in the words of the official code.
+        graph: changes of the method's block of params.yaml under which the graph evaluates the model as it is, beside
+            those that follow from `config`.
+        notes: what else there is to know, in words.
     """
 
     config: dict[str, Any]
     tensors: Mapping[str, Any]
-    text_dim: int
+    text_dim: int | None
     clip: Mapping[str, Any] | None
     dropped: Mapping[str, int]
     unexpected: tuple[str, ...]
@@ -75,6 +87,10 @@ class Imported:
     templates: tuple[str, ...] = ("{}",)
     average: Literal["unit", "raw"] = "unit"
     needs_clip: bool = False
+    trunk: tuple[dict[str, Any], Mapping[str, Any]] | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
+    graph: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 METHODS: dict[str, Method] = {
@@ -95,6 +111,25 @@ METHODS: dict[str, Method] = {
         importer="lexiseg.methods.tcl.checkpoint:import_checkpoint",
         refiner="lexiseg.methods.tcl.refine:refiner",
         overlapping=True,
+    ),
+    "stego": Method(
+        folder="stego",
+        load="lexiseg.methods.stego.segmenter:StegoSegmenter.load",
+        stages={
+            "features": "lexiseg.methods.stego.stages:features",
+            "neighbours": "lexiseg.methods.stego.stages:neighbours",
+            "train": "lexiseg.methods.stego.stages:train",
+            "probe": "lexiseg.methods.stego.stages:probe",
+            "predict": "lexiseg.methods.stego.stages:predict",
+            "name": "lexiseg.methods.stego.stages:name",
+        },
+        model="probe",
+        baselines="kmeans",
+        settings="lexiseg.methods.stego.settings:StegoSettings",
+        ablations="lexiseg.methods.stego.ablations:TABLES",
+        importer="lexiseg.methods.stego.checkpoint:import_checkpoint",
+        refiner="lexiseg.methods.stego.refine:refiner",
+        clusters=True,
     ),
 }
 

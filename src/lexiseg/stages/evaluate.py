@@ -1,9 +1,14 @@
 """The stage `<method>-evaluate`: predictions become metrics, tables and pictures.
 
-metrics.json                        {"method", "protocol": {name, hash, card}, "splits": {split: metrics}}
+metrics.json                        {"method", "protocol": {name, hash, card}, "splits": {split: metrics}}; of clusters
+                                    also "clusters": {"matched_on", "names", "classes"}: the class of each cluster
+                                    (null: none) and the split whose labels say so, both null without labels; all
+                                    classes
 tables/<split>_per_class.csv        a row per class
 tables/<split>_confusions.csv       the most frequent mistakes (not of episodes, where classes do not compete)
-pictures/<split>_<k>.png            photo, truth, prediction
+tables/<split>_clusters.csv         a row per cluster
+tables/<split>_cluster_classes.csv  labelled pixels by cluster (rows) and class
+pictures/<split>_<k>.png            photo, truth, prediction; photo and clusters where no labels are read
 pictures/<split>_overview.png       all of them on one sheet
 """
 
@@ -11,14 +16,17 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lexiseg.evaluation.cluster_scores import cluster_names
+from lexiseg.evaluation.clusters import evaluate_clusters
+from lexiseg.evaluation.coarse import evaluated_classes
 from lexiseg.evaluation.episodes import evaluate_episodes
 from lexiseg.evaluation.evaluate import SplitResult, evaluate_split
-from lexiseg.evaluation.protocol import load_protocol
+from lexiseg.evaluation.protocol import EVALUATED, Matching, ProtocolCard, load_protocol
 from lexiseg.evaluation.sheets import example_picture, overview_picture
 from lexiseg.methods import METHODS, resolve
 from lexiseg.pictures import write_png
@@ -37,13 +45,15 @@ PER_CLASS: tuple[str, ...] = (
 )
 PER_EPISODE_CLASS: tuple[str, ...] = ("class", "seen", "episodes", "iou", "intersection", "union")
 CONFUSIONS: tuple[str, ...] = ("true", "predicted", "pixels", "share")
+CLUSTERS: tuple[str, ...] = ("cluster", "class", "pixels", "share", "cosine", "precision")
 
 
 def run(settings: Any, inputs: Mapping[str, Path], outputs: Path, *, method: str) -> None:
     """Evaluate one method's predictions on every split of `evaluate.splits`.
 
     Args:
-        settings: root settings; `evaluate` is read.
+        settings: root settings; `evaluate` is read, and the method's block. Of methods of clusters, and of baselines
+            that stand beside one, that block has the protocol, too.
         inputs: "prepare", and "<method>/predict" with the predictions.
         outputs: folder to write to.
         method: name of the method as in outputs/, such as "lseg" or "baselines/maskclip".
@@ -56,34 +66,55 @@ def run(settings: Any, inputs: Mapping[str, Path], outputs: Path, *, method: str
     prepared, predictions = inputs["prepare"], inputs[f"{method}/predict"]
     info = read_json(prepared / "info.json")
     vocabulary = Vocabulary.from_json(read_json(prepared / "vocabulary.json"))
-    protocol = load_protocol(settings.evaluate.protocol).resolve(
+    owner = _clusters_as(method)
+    asked = getattr(settings, owner) if owner else settings.evaluate
+    protocol = load_protocol(asked.protocol).resolve(
         vocabulary=vocabulary,
         dataset=info["name"],
         adapter=info["adapter"],
-        templates=_templates(settings.encode.text, vocabulary),
+        # Clusters are found without names, and there is nothing that they could be asked for.
+        templates=() if owner else _templates(settings.encode.text, vocabulary),
         boundary_tolerance=settings.evaluate.boundary_tolerance,
-        episodes=settings.evaluate.episodes,
-        inference=_inference(settings, method),
+        episodes=None if owner else settings.evaluate.episodes,
+        inference=_inference(settings, owner or method),
     )
-    refine = _refiner(settings, method)
-    entry = METHODS.get(method)
-    overlapping = entry is not None and entry.overlapping
-    # In episodes there is no background to be found.
-    measure = evaluate_episodes if protocol.episodes else partial(evaluate_split, overlapping=overlapping)
-    metrics = {}
+    how: dict[str, Any] = {
+        "predictions": predictions,
+        "prepared": prepared,
+        "protocol": protocol,
+        "pictures": settings.evaluate.pictures,
+        "refine": _refiner(settings, owner or method),
+    }
+    if owner:
+        measure = partial(evaluate_clusters, **how, nearest=asked.predict.filter == "nearest")
+    elif protocol.episodes:  # in which there is no background to be found
+        measure = partial(evaluate_episodes, **how)
+    else:
+        entry = METHODS.get(method)
+        measure = partial(evaluate_split, **how, overlapping=entry is not None and entry.overlapping)
+    metrics: dict[str, Any] = {}
+    clusters: dict[str, Any] = {}
     for split in settings.evaluate.splits:
-        result = measure(
-            predictions=predictions,
-            prepared=prepared,
-            split=split,
-            protocol=protocol,
-            pictures=settings.evaluate.pictures,
-            refine=refine,
-        )
+        result = measure(split=split)
         metrics[split] = result.metrics
-        _write_tables(outputs / "tables", split, result, episodes=bool(protocol.episodes))
+        _write_tables(outputs / "tables", split, result, protocol)
         _write_pictures(outputs / "pictures", split, result, vocabulary.unseen_names)
-    write_json(outputs / "metrics.json", {"method": method, "protocol": protocol.entry(), "splits": metrics})
+        if result.clusters is not None and not clusters:
+            classes = evaluated_classes(protocol, vocabulary).names
+            named = {"matched_on": result.clusters.matched_on, "names": list(result.clusters.names) or None}
+            clusters = {"clusters": named | {"classes": list(classes)}}
+            if isinstance(protocol.matching, Matching) and protocol.matching.split != EVALUATED:
+                measure = partial(measure, names=result.clusters.names)  # the same for all splits
+    content = {"method": method, "protocol": protocol.entry(), "splits": metrics}
+    write_json(outputs / "metrics.json", content | clusters)
+
+
+def _clusters_as(method: str) -> str | None:
+    """The method of clusters whose settings say how a method is evaluated: itself, or the one it is a baseline of."""
+    for name, entry in METHODS.items():
+        if entry.clusters and (method == name or method.startswith(f"baselines/{entry.baselines}-")):
+            return name
+    return None
 
 
 def _refiner(settings: Any, method: str) -> Any:
@@ -94,29 +125,39 @@ def _refiner(settings: Any, method: str) -> Any:
 
 
 def _inference(settings: Any, method: str) -> dict[str, Any]:
-    # Baselines see each picture once and whole.
+    # Baselines of methods without clusters see each picture once and whole.
     if method.startswith("baselines/"):
         return {}
-    own = getattr(settings, method)
-    return own.predict.card() | (own.refine.card() if METHODS[method].refiner else {})
+    own, entry = getattr(settings, method), METHODS[method]
+    card = own.predict.card() | (own.refine.card() if entry.refiner else {})
+    return card | (own.match.card() if entry.clusters else {})
 
 
 def _templates(text: Any, vocabulary: Vocabulary) -> tuple[str, ...]:
-    if text.source == "table":
+    if text.source in ("table", "none"):
         return ()
     return vocabulary.templates if text.templates == "vocabulary" else ("{}",)
 
 
-def _write_tables(folder: Path, split: str, result: SplitResult, *, episodes: bool) -> None:
-    tables = [("per_class", PER_EPISODE_CLASS if episodes else PER_CLASS, result.per_class)]
-    if not episodes:
-        tables.append(("confusions", CONFUSIONS, result.confusions))
-    for name, columns, rows in tables:
+def _write_tables(folder: Path, split: str, result: SplitResult, protocol: ProtocolCard) -> None:
+    def write(name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         stream = io.StringIO()
-        table = csv.DictWriter(stream, columns, lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
+        csv.writer(stream, lineterminator="\n").writerows([columns, *rows])
         write_text(folder / f"{split}_{name}.csv", stream.getvalue())
+
+    def write_rows(name: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+        write(name, columns, [[row[column] for column in columns] for row in rows])
+
+    if protocol.labelled:
+        write_rows("per_class", PER_EPISODE_CLASS if protocol.episodes else PER_CLASS, result.per_class)
+    if protocol.labelled and not protocol.episodes:
+        write_rows("confusions", CONFUSIONS, result.confusions)
+    if result.clusters is not None:
+        write_rows("clusters", CLUSTERS, result.clusters.rows)
+    if result.clusters is not None and protocol.labelled:
+        names, counts = cluster_names(len(result.clusters.counts)), result.clusters.counts.tolist()
+        rows = ([name, *row] for name, row in zip(names, counts, strict=True))
+        write("cluster_classes", ("cluster", *result.classes), rows)
 
 
 def _write_pictures(folder: Path, split: str, result: SplitResult, unseen: Sequence[str]) -> None:

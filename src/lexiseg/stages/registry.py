@@ -18,8 +18,11 @@ SHARED = {
     "validate": "lexiseg.stages.validate:run",
     "encode": "lexiseg.stages.encode:run",
     "encode-evaluate": "lexiseg.stages.encode_evaluate:run",
+    "encode-trunk": "lexiseg.stages.encode_trunk:run",
     "report": "lexiseg.stages.report:run",
 }
+# Groups of baselines that run where a method does.
+OWNERS = {"kmeans": "stego"}
 # The common tail: the same node for every method.
 TAIL = {
     "predict": "lexiseg.stages.predict:run",
@@ -41,6 +44,10 @@ def stage_reference(name: str) -> tuple[str, dict[str, str]]:
         return "lexiseg.stages.baseline:run", {"name": item}
     if head == "baseline-evaluate" and item:
         return TAIL["evaluate"], {"method": f"baselines/{item}"}
+    if head == "kmeans-predict" and item:
+        return "lexiseg.methods.stego.stages:kmeans_predict", {"kind": item}
+    if head == "kmeans-evaluate" and item:
+        return TAIL["evaluate"], {"method": f"baselines/kmeans-{item}"}
     method, _, part = name.partition("-")
     if method in METHODS and part in METHODS[method].stages:
         return METHODS[method].stages[part], {}
@@ -49,7 +56,7 @@ def stage_reference(name: str) -> tuple[str, dict[str, str]]:
     raise StageError(
         found=f"no function for the stage `{name}`",
         allowed=f"{', '.join(SHARED)}, <method>-<stage> with a method of {', '.join(METHODS)}, "
-        "baseline-predict@NAME, baseline-evaluate@NAME",
+        "baseline-predict@NAME, baseline-evaluate@NAME, kmeans-predict@KIND, kmeans-evaluate@KIND",
         fix="correct the name in dvc.yaml, or add the stage to the method's entry in lexiseg.methods",
     )
 
@@ -63,7 +70,8 @@ def stage_function(name: str) -> RunFunction:
     reference, arguments = stage_reference(name)
 
     def run(settings: Any, inputs: Mapping[str, Path], outputs: Path) -> None:
-        method, _, part = name.partition("-")
+        method, _, part = name.partition("@")[0].partition("-")
+        method = OWNERS.get(method, method)
         if method in METHODS and not getattr(settings, method).run:
             print(f"{name}: not run, since params.yaml has `{method}.run: false`")
             _write_that_it_did_not_run(method, outputs, part=part)

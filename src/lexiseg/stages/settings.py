@@ -35,6 +35,18 @@ class CommonSettings(Block):
         encode, faults = self.encode, []
         if encode.clip.source == "none" and "clip" in (encode.text.source, encode.backbone.source):
             faults.append("encode.clip.source is none, but text or backbone has the source clip")
+        lseg, tcl, stego = (getattr(self, name, None) for name in ("lseg", "tcl", "stego"))
+        if not self.baselines and not (stego and stego.baselines):
+            # The stage report depends on outputs/baselines, which DVC expects to be there.
+            faults.append("baselines and stego.baselines are both empty: name at least one baseline in one of them")
+        model = lseg.model if lseg and lseg.run else None
+        if model and encode.text.source == "none":
+            faults.append("lseg needs vectors of the labels: set encode.text.source, or lseg.run: false")
+        if encode.backbone.source == "none":
+            if model and not model.folder:
+                faults.append("lseg needs a backbone: set encode.backbone.source, or lseg.run: false")
+            if "linear" in self.baselines:
+                faults.append("the baseline linear needs a backbone: set encode.backbone.source")
         if "maskclip" in self.baselines and encode.text.source != "clip":
             faults.append("the baseline maskclip needs encode.text.source: clip")
         if "linear" in self.baselines and self.evaluate.episodes:
@@ -42,8 +54,6 @@ class CommonSettings(Block):
                 "the baseline linear knows the classes it was fitted on and no `others`: leave it out of `baselines`, "
                 "or set evaluate.episodes to null"
             )
-        lseg, tcl = getattr(self, "lseg", None), getattr(self, "tcl", None)
-        model = lseg.model if lseg and lseg.run else None
         if model and model.clip_residual and not model.folder and encode.backbone.source != "clip":
             faults.append("lseg.model.clip_residual needs encode.backbone.source: clip")
         if tcl and tcl.run and encode.text.source != "clip":
@@ -51,18 +61,33 @@ class CommonSettings(Block):
         try:
             card = load_protocol(self.evaluate.protocol)
             card.check(dataset=self.data.name, adapter=self.data.adapter, episodes=self.evaluate.episodes)
+            card.check_clusters(clusters=False)
             if tcl and tcl.run and tcl.refine.background_threshold and card.background.policy == "none":
                 faults.append(f"tcl.refine.background_threshold: the protocol {card.name} has no background; set null")
         except ProtocolError as error:
             faults.append(f"evaluate.protocol: {error.found}; allowed: {error.allowed}; to do: {error.fix}")
+        if stego and stego.run:
+            faults += self._stego_faults(stego)
         if faults:
             raise ValueError("; ".join(faults))
         return self
 
+    def _stego_faults(self, stego: Any) -> list[str]:
+        faults = []
+        if self.encode.trunk.source == "none":
+            faults.append("stego needs a trunk: set encode.trunk.source, or stego.run: false")
+        try:
+            card = load_protocol(stego.protocol)
+            card.check(dataset=self.data.name, adapter=self.data.adapter, episodes=None)
+            card.check_clusters(clusters=True)
+        except ProtocolError as error:
+            faults.append(f"stego.protocol: {error.found}; allowed: {error.allowed}; to do: {error.fix}")
+        return faults
 
-def _some_and_different(names: tuple[str, ...]) -> tuple[str, ...]:
-    if not names or len(set(names)) != len(names):
-        raise ValueError("one or more names, each once")
+
+def _different(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) != len(names):
+        raise ValueError("names, each once")
     return names
 
 
@@ -73,7 +98,7 @@ def root_block() -> type[CommonSettings]:
         name: (resolve(method.settings), ...) for name, method in METHODS.items() if method.settings
     }
     names = tuple[Literal[tuple(BASELINES)], ...]  # type: ignore[misc]
-    fields["baselines"] = (Annotated[names, AfterValidator(_some_and_different)], ...)
+    fields["baselines"] = (Annotated[names, AfterValidator(_different)], ...)
     return create_model("Root", __base__=CommonSettings, **fields)
 
 

@@ -9,33 +9,47 @@ from lexiseg.errors import StageError
 from lexiseg.storage import sha256_of_json
 
 CODE = "src/"
-BASELINE = "baseline-"
+BASELINE = "baseline"  # the group of those that stand beside all methods; other groups are a part of the name
 
 Lock = Mapping[str, Mapping[str, Any]]
 """The stages of dvc.lock, as `lexiseg.pipeline.read_lock` gives them."""
 
 
 def methods_in(lock: Lock) -> list[str]:
-    """Methods and baselines that predict and were evaluated, sorted; "lseg", "linear", …"""
-    found = [name.removesuffix("-evaluate") for name in lock if name.endswith("-evaluate")]
-    methods = [name for name in found if f"{name}-predict" in lock and _ran(lock, name)]
-    baselines = [name.partition("@")[2] for name in lock if name.startswith(f"{BASELINE}evaluate@")]
-    return sorted([*methods, *baselines])
+    """Methods and baselines that predict and were evaluated, sorted; "lseg", "linear", "kmeans-raw", …"""
+    evaluated = [name for name in lock if name.partition("@")[0].endswith("-evaluate") and _ran(lock[name])]
+    return sorted(method_of(name) for name in evaluated if name.replace("-evaluate", "-predict") in lock)
 
 
-def _ran(lock: Lock, method: str) -> bool:
-    return params(lock[f"{method}-evaluate"]).get(f"{method}.run", True) is not False
+def _ran(stage: Mapping[str, Any]) -> bool:
+    """Whether all `<method>.run` that a stage depends on are true: otherwise it wrote a note and no result."""
+    return all(value is not False for key, value in params(stage).items() if key.endswith(".run"))
+
+
+def method_of(stage: str) -> str:
+    """The method or baseline that a stage belongs to.
+
+    Example:
+        >>> [method_of(name) for name in ("lseg-evaluate", "baseline-evaluate@linear", "kmeans-predict@raw")]
+        ['lseg', 'linear', 'kmeans-raw']
+    """
+    group, _, item = stage.partition("@")
+    method = group.rpartition("-")[0]
+    if not item:
+        return method
+    return item if method == BASELINE else f"{method}-{item}"
 
 
 def stage_name(lock: Lock, method: str, part: str) -> str:
-    """How dvc.lock calls a part of a method: "lseg-evaluate", or "baseline-evaluate@linear"."""
-    name = f"{method}-{part}"
-    return name if name in lock else f"{BASELINE}{part}@{method}"
+    """How dvc.lock calls a part of a method: "lseg-evaluate", "baseline-evaluate@linear", "kmeans-evaluate@raw"."""
+    group, _, item = method.partition("-")
+    usual = f"{BASELINE}-{part}@{method}"
+    return next((name for name in (f"{method}-{part}", usual, f"{group}-{part}@{item}") if name in lock), usual)
 
 
 def is_own(name: str, method: str) -> bool:
     """Whether a stage belongs to the method and is not shared."""
-    return name.startswith(f"{method}-") or (name.startswith(BASELINE) and name.endswith(f"@{method}"))
+    return method_of(name) == method
 
 
 def hashes(stage: Mapping[str, Any], kind: str) -> dict[str, str]:

@@ -39,6 +39,8 @@ class SegmentationModel(mlflow.pyfunc.PythonModel):
         from lexiseg.errors import LexisegError
 
         labels = [str(label) for label in (params or {}).get(LABELS, [])]
+        if not labels and self._model.own_labels:
+            labels = list(self._model.own_labels)
         try:
             rows = [self._row(content, row, labels) for row, content in enumerate(model_input[IMAGE])]
         except LexisegError as error:

@@ -14,7 +14,7 @@ from lexiseg.storage import read_json, sha256_of_json
 from lexiseg.tracking.identity import CODE, hashes, is_own, lineage, method_fingerprint, params, stage_name, stale
 from lexiseg.tracking.workplace import ENCODE_EVALUATE, Workplace
 
-CURVE, METRICS = "curve.csv", "metrics.json"
+CURVE, METRICS, PICTURES = "curve.csv", "metrics.json", "pictures"
 DATA = "data/"
 
 
@@ -88,6 +88,10 @@ def read_record(place: Workplace, method: str) -> Record:
             if file.is_file() and place.why_not(stage) is None:
                 curves |= {f"{part}/{name}": points for name, points in _curve(file).items()}
                 files[f"{part}/{CURVE}"] = file
+        # What a stage draws of its own work, such as STEGO's similarities.
+        for folder in (root / path / PICTURES for path in hashes(lock[stage], "outs")):
+            if folder.is_dir() and place.why_not(stage) is None:
+                files |= {f"{part}/{file.name}": file for file in sorted(folder.glob("*.png"))}
     encoders = _encoder_metrics(place, stages)
     if encoders:
         metrics |= {f"encode/{name}": value for name, value in _flat_numbers(read_json(encoders)["retrieval"]).items()}

@@ -112,8 +112,12 @@ def train(settings: Any, inputs: Mapping[str, Path], outputs: Path) -> None:
     """Stage lseg-train: prepared data and frozen encoders -> model.safetensors, model.json, curve.csv.
 
     Without steps there is no curve: the network is that of the model folder in `lseg.model.init`.
+
+    Raises:
+        DataError: a data set without classes.
     """
     vocabulary = Vocabulary.from_json(read_json(inputs["prepare"] / "vocabulary.json"))
+    vocabulary.require_names(needed_by="LSeg", instead="set `lseg.run: false` in params.yaml")
     text = load_text(inputs["encode"])
     torch.manual_seed(settings.seed)
     model, config = new_model(inputs["encode"], settings.lseg.model, text_dim=text.dim)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from lexiseg.errors import DataError
 
-ALPHA = 2.0  # of the shares that go into the dense CRF, as in the authors' evaluation
 _BLOCK = 8192  # tokens whose cosines with all centres are made at a time
 
 
@@ -138,26 +137,27 @@ def _assign(unit: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([values for values, _ in found]), torch.cat([indices for _, indices in found])
 
 
-Projection = Literal["raw", "pca", "whitened"]
+Projection = Literal["pca", "whitened"]
 
 
 class Project(nn.Module):
-    """Features as they are, on their principal axes, or whitened: what plain k-means may read instead of codes.
+    """Features on their principal axes, or whitened: what plain k-means may read instead of codes.
 
     Args:
         mean: (D,).
-        axes: (K, D) principal axes, for "whitened" each divided by the deviation along it; None: features as they are.
+        axes: (K, D) principal axes, for "whitened" each divided by the deviation along it.
     """
 
-    def __init__(self, mean: Tensor | None = None, axes: Tensor | None = None) -> None:
+    def __init__(self, mean: Tensor, axes: Tensor) -> None:
         super().__init__()
-        self.mean, self.axes = mean, axes
+        self.mean: Tensor
+        self.axes: Tensor
+        self.register_buffer("mean", mean)
+        self.register_buffer("axes", axes)
 
     @classmethod
     def fit(cls, tokens: Tensor, *, kind: Projection, dim: int) -> Project:
         """From tokens (T, D): `dim` axes of the largest variance, or as many as there are."""
-        if kind == "raw":
-            return cls()
         mean = tokens.float().mean(dim=0)
         centred = tokens.float() - mean
         values, vectors = torch.linalg.eigh((centred.T @ centred / max(1, len(tokens) - 1)).double())
@@ -173,6 +173,4 @@ class Project(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, D, h, w) -> (B, K, h, w)."""
-        if self.axes is None or self.mean is None:
-            return features
         return torch.einsum("bdhw,kd->bkhw", features - self.mean[:, None, None], self.axes)

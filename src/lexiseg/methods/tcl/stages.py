@@ -24,7 +24,12 @@ def train(settings: Any, inputs: Mapping[str, Path], outputs: Path) -> None:
     """Stage tcl-train: captioned pictures and a frozen CLIP -> model.safetensors, model.json, curve.csv.
 
     Without steps there is no curve, and the grounder is the untrained one.
+
+    Raises:
+        DataError: a data set without classes, whose pictures could not be evaluated.
     """
+    vocabulary = Vocabulary.from_json(read_json(inputs["prepare"] / "vocabulary.json"))
+    vocabulary.require_names(needed_by="TCL", instead="set `tcl.run: false` in params.yaml")
     recipe = settings.tcl.train
     torch.manual_seed(settings.seed)
     model, clip, config = new_model(inputs["encode"], settings.tcl.model)
@@ -49,7 +54,6 @@ def train(settings: Any, inputs: Mapping[str, Path], outputs: Path) -> None:
         write_text(outputs / "curve.csv", curve_csv(curve))
         if recipe.shards is not None:
             print(f"{int(module.skipped)} damaged pairs passed over")
-    vocabulary = Vocabulary.from_json(read_json(inputs["prepare"] / "vocabulary.json"))
     config |= {"vocabulary": vocabulary.to_json(), "stand_ins": {}}
     save_model(outputs, model, config)
 
