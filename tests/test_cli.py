@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -362,6 +362,9 @@ def test_data_is_added_through_dvc(lexiseg, tree, monkeypatch, tmp_path):
     assert calls == [(tree, ("commit", "x"))]
     assert "data/own: 2 classes; train 3" in out
     assert "data.name: own and data.adapter: folder" in out
+    added = replace(added, classes=0)
+    out = lexiseg("data", "add", "own", tmp_path, "--adapter", "folder").out
+    assert "data/own: no classes, photographs without labels; train 3" in out
 
 
 @pytest.mark.parametrize("how", ["deleted", "modified", "never fetched"])

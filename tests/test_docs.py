@@ -23,8 +23,10 @@ import timm
 import torch
 import typer.main
 from helpers.coco import write_captioned, write_coco
+from helpers.micro import save
 from helpers.official_lseg import write_checkpoint
 from helpers.official_tcl import officially_named
+from helpers.stego_checkpoint import write_checkpoint as write_stego_checkpoint
 from helpers.working_tree import SOURCE, change, environment, run, write_street
 from ruamel.yaml import YAML
 from safetensors.torch import save_file
@@ -41,7 +43,7 @@ PAGES = [
     *sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.glob("src/**/*.md")),
 ]
 # Pages whose commands train a model of real size or run whole graphs: in `make test-all` only.
-SLOW_PAGES = {"docs/own-data.md", "docs/lseg.md", "docs/tcl.md", "docs/prefect.md"}
+SLOW_PAGES = {"docs/own-data.md", "docs/lseg.md", "docs/tcl.md", "docs/stego.md", "docs/prefect.md"}
 LANGUAGES = ("sh", "console", "python", "yaml")
 # A page may hold a whole repro; on a busy machine that takes its time.
 pytestmark = pytest.mark.timeout(1200)
@@ -77,6 +79,18 @@ INSTEAD = {
     "lexiseg ablate tcl --table texts --seeds 3": (
         "lexiseg ablate tcl --table texts --seeds 1 --variant nouns",
         "two variants and three seeds are six trainings; one is run",
+    ),
+    "lexiseg ablate stego --seeds 2": (
+        "lexiseg ablate stego --seeds 1 --variant 'k-means, whitened'",
+        "eight variants and two seeds are 16 trials; one is run",
+    ),
+    "lexiseg ablate stego --table probes --seeds 2": (
+        "lexiseg ablate stego --table probes --seeds 1 --variant 'STEGO (as set), 11 clusters, probe 1'",
+        "16 variants and two seeds are 32 trials; one is run",
+    ),
+    "lexiseg ablate stego --table loss --seeds 2": (
+        "lexiseg ablate stego --table loss --seeds 1 --variant 'no clamp'",
+        "24 variants and two seeds are 48 trials; one is run",
     ),
     "lexiseg ablate lseg --table blocks --seeds 3": (
         "lexiseg ablate lseg --table blocks --seeds 1 --variant 'bottleneck 2'",
@@ -163,14 +177,21 @@ def stage_set(micro_tree: Path) -> Path:
     table.with_suffix(".names.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
     hashes = {"backbone": sha256_of_file(downloads / Path(profile["backbone"]["weights"]).name)}
     hashes["text"] = sha256_of_file(table, table.with_suffix(".names.txt"))
-    for name in ("camvid", "coco"):
-        change(
-            micro_tree / f"profiles/{name}.yaml",
-            {"encode": {part: {"sha256": digest} for part, digest in hashes.items()}},
-        )
+    used = {
+        **dict.fromkeys(("camvid", "coco"), ("backbone", "text")),
+        **dict.fromkeys(("camvid_stego", "photos"), ("backbone",)),
+    }
+    for name, parts in used.items():
+        change(micro_tree / f"profiles/{name}.yaml", {"encode": {part: {"sha256": hashes[part]} for part in parts}})
+    # There are four photographs to learn from.
+    change(micro_tree / "profiles/camvid_stego.yaml", {"stego": {"neighbours": {"count": 2}}})
     write_checkpoint(micro_tree / "demo_e200.ckpt")
+    write_stego_checkpoint(micro_tree / "cocostuff27_vit_base_5.ckpt")
     grounder = load_tensors(micro_tree / "outputs/tcl/train/model.safetensors")
     torch.save({"model": officially_named(grounder)}, micro_tree / "tcl.pth")
+    for number in range(8):  # of three sizes, from upright to lying
+        shape = (96 + 16 * (number % 3), 128 - 16 * (number % 3), 3)
+        save(beside / f"photos/images/{number}.png", np.random.default_rng(number).integers(0, 256, shape, np.uint8))
     own = beside / "pictures"
     for split in ("train", "val", "test"):
         for folder, source in (("images", split), ("masks", f"{split}annot")):

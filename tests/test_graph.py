@@ -38,7 +38,9 @@ AS_A_WHOLE = {
     "src/lexiseg/evaluation",
     "src/lexiseg/methods/baselines",
     "src/lexiseg/methods/lseg",
+    "src/lexiseg/methods/stego",
     "src/lexiseg/methods/tcl",
+    "src/lexiseg/pictures",
 }
 
 
@@ -60,12 +62,21 @@ def referred(module: str, arguments: dict[str, str], *, stage: str) -> list[str]
         references = ADAPTERS.values()
     elif module == "lexiseg.methods" and "name" in arguments:
         references = [BASELINES[arguments["name"]]]
-    elif module == "lexiseg.methods" and arguments.get("method") in METHODS:
-        entry = METHODS[arguments["method"]]
+    elif module == "lexiseg.methods" and (method := owner(arguments.get("method", ""))) in METHODS:
+        entry = METHODS[method]
         # The evaluate stage has no model, only what is done to saved scores; register copies the model's files.
-        parts = {"evaluate": [entry.refiner], "register": []}.get(stage.rpartition("-")[2], [entry.load])
+        parts = {"evaluate": [entry.refiner], "register": []}.get(
+            stage.partition("@")[0].rpartition("-")[2], [entry.load]
+        )
         references = filter(None, parts)
     return [reference.partition(":")[0] for reference in references]
+
+
+def owner(method: str) -> str:
+    """The method whose parts evaluate a method: itself, or for k-means the one that it stands beside."""
+    group = method.removeprefix("baselines/").partition("-")[0]
+    beside = [name for name, entry in METHODS.items() if entry.clusters and entry.baselines == group]
+    return beside[0] if beside else method
 
 
 def run_by(stage: str) -> set[str]:

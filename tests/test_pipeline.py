@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 from dvc.repo import Repo
-from helpers.small_graph import make_small_graph
+from helpers.small_graph import DVC_YAML, make_small_graph
+from helpers.working_tree import change
 
 from lexiseg.errors import StageError
 from lexiseg.pipeline import Node, hash_dependencies, node_of, read_graph, read_lock, remove_orphans, run_dvc
@@ -65,6 +66,14 @@ def test_a_folder_that_holds_outs_comes_after_their_stages(tree):
     above = "  above:\n    cmd: x\n    deps:\n      - outputs/second\n    outs:\n      - outputs/above\n"
     write_text(tree / "dvc.yaml", text + above)
     assert list(read_graph(tree))[:3] == ["first", "second", "above"]
+
+
+def test_a_list_without_baselines_makes_no_stages(tree):
+    group = "  fourth:\n    foreach: ${baselines}\n    do:\n      cmd: lexiseg stage fourth@${item}\n"
+    write_text(tree / "dvc.yaml", f"{DVC_YAML}{group}      outs:\n        - outputs/fourth/${{item}}\n")
+    assert list(read_graph(tree)) == ["first", "second", "third"]
+    change(tree / "params.yaml", {"baselines": ["a"]})
+    assert "fourth@a" in read_graph(tree)
 
 
 def test_an_unknown_stage_is_refused_with_those_there_are(tree):

@@ -50,9 +50,31 @@ def test_episodes_have_columns_of_their_own():
     assert lines[2].split() == ["lseg", "50.0", "75.0"]
 
 
+CLUSTERS = {"miou": 0.5, "pixel_accuracy": 0.75, "linear_miou": 0.625, "clusters_used": 1.0, "usage_entropy": 0.9}
+
+
+def test_clusters_have_columns_of_their_own():
+    metrics = {**CLUSTERS, "text_named_miou": 0.25, "boundary_f": None}
+    lines = report_lines({**RESULT, "results": [{**row("stego", "test"), "metrics": metrics}]})
+    names = ["mIoU", "pixel_accuracy", "linear_mIoU", "text_named_mIoU", "clusters_used", "boundary_f"]
+    assert lines[1].split() == ["percent", *names]
+    assert lines[2].split() == ["stego", "50.0", "75.0", "62.5", "25.0", "100.0", "–"]
+
+
+def test_without_labels_there_are_fewer():
+    metrics = {"clusters_used": 0.5, "usage_entropy": None, "mean_cosine": 0.875}
+    lines = report_lines({**RESULT, "results": [{**row("stego", "test"), "metrics": metrics}]})
+    assert lines[1].split() == ["percent", "clusters_used", "usage_entropy", "mean_cosine"]
+    assert lines[2].split() == ["stego", "50.0", "–", "87.5"]
+
+
 def test_columns_are_aligned():
     table = report_lines(RESULT)[1:4]
     assert len({len(line) for line in table}) == 1
+    rows = [{**row(name, "test"), "metrics": CLUSTERS} for name in ("stego", "baselines/kmeans-whitened")]
+    table = report_lines({**RESULT, "results": rows})[1:4]
+    assert len({len(line) for line in table}) == 1
+    assert table[2].startswith("baselines/kmeans-whitened ")
 
 
 def test_the_encoders_and_their_stand_ins_are_named():

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
+from helpers.micro import picture, save
 from helpers.working_tree import change, environment, run
 from mlflow import MlflowClient
 from prefect import get_client
@@ -22,7 +25,7 @@ from lexiseg.driver import StoppedError
 from lexiseg.errors import DataError, SettingsError, StageError, StorageError
 from lexiseg.pipeline import read_graph
 from lexiseg.settings import read_yaml
-from lexiseg.storage import hash_tree
+from lexiseg.storage import hash_tree, write_json
 
 ROOT = Path(__file__).parents[2]
 LSEG = ["prepare", "validate", "encode", "lseg-train", "lseg-predict", "lseg-evaluate", "lseg-register"]
@@ -69,6 +72,37 @@ def test_a_method_is_what_it_needs_and_makes():
     with pytest.raises(SettingsError, match="no method `encode`") as caught:
         stages_of(graph, "encode")
     assert caught.value.allowed == ", ".join(["all", *methods_of(graph)])
+
+
+def test_baselines_of_a_method_have_its_groups_name():
+    graph = read_graph(ROOT)
+    assert {"linear", "stego", "kmeans-raw"} <= set(methods_of(graph))
+    assert "raw" not in methods_of(graph)
+    wanted = stages_of(graph, "kmeans-raw")
+    assert wanted[-2:] == ["kmeans-predict@raw", "kmeans-evaluate@raw"]
+    assert {"encode-trunk", "stego-features"} <= set(wanted)
+    assert not {"stego-train", "kmeans-evaluate@pca"} & set(wanted)
+
+
+@pytest.mark.parametrize(
+    ("stage", "folder", "method"),
+    [
+        ("baseline-evaluate@linear", "baselines/linear", "linear"),
+        ("kmeans-evaluate@raw", "baselines/kmeans-raw", "kmeans-raw"),
+        ("stego-evaluate", "stego", "stego"),
+    ],
+)
+def test_artifacts_are_those_of_the_methods_folder(tmp_path, monkeypatch, stage, folder, method):
+    made: dict[str, Any] = {}
+    for kind in ("table", "markdown"):
+        keep = partial(lambda kind, **given: made.update({given["key"]: given[kind]}), kind)
+        monkeypatch.setattr(module, f"create_{kind}_artifact", keep)
+    result = {"method": folder, "splits": {"test": {"miou": 0.5, "usage_entropy": None, "episodes": 7}}}
+    write_json(tmp_path / f"outputs/{folder}/evaluate/metrics.json", result)
+    save(tmp_path / f"outputs/{folder}/evaluate/pictures/test_overview.png", picture(0))
+    module.publish_artifacts(stage, tmp_path)
+    assert made[f"{method}-metrics"] == [{"split": "test", "miou": 50.0, "usage_entropy": None}]
+    assert "data:image/png;base64," in made[f"{method}-pictures"]
 
 
 def test_only_what_may_pass_is_tried_again():

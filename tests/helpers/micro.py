@@ -67,6 +67,14 @@ def write_folder(folder: Path) -> Path:
     return folder
 
 
+def write_photos(folder: Path, *, count: int = 3) -> Path:
+    """Pictures without anything else, of several sizes, all in images/train/."""
+    for index in range(count):
+        more = 4 * (index % 3)
+        save(folder / f"images/train/{index}.png", picture(600 + index, height=20 + more, width=40 - more))
+    return folder
+
+
 def write_world(folder: Path) -> Path:
     """The embedded world with few pictures: 4 train, 3 iconic, 2 of each other split."""
     recipe = read_yaml(Path(__file__).parents[2] / "data/world/world.yaml")

@@ -18,10 +18,10 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from helpers.micro import save
+from helpers.micro import save, write_photos
 from lexiseg.data.settings import DataSettings
-from lexiseg.encoders.backbone import save_backbone
 from lexiseg.encoders.clip import save_tiny_clip
+from lexiseg.encoders.from_timm import save_backbone
 from lexiseg.encoders.settings import EncodeSettings
 from lexiseg.encoders.text import save_text
 from lexiseg.encoders.tiny_clip import TinyClip, TinyClipConfig
@@ -40,6 +40,13 @@ SMALL: dict[str, Any] = {
     "encode.pretrain.iconic_batch": 4,
     "encode.pretrain.scene_batch": 4,
     "encode.pretrain.vision_layers": 2,
+    "encode.self_supervised.pictures": 4,
+    "encode.self_supervised.crop": 16,
+    "encode.self_supervised.steps": 2,
+    "encode.self_supervised.batch": 2,
+    "encode.self_supervised.warmup": 1,
+    "encode.self_supervised.layers": 1,
+    "encode.self_supervised.prototypes": 4,
     "evaluate.splits": ["test"],
     "baseline.linear.steps": 2,
     "baseline.linear.batch": 2,
@@ -47,6 +54,16 @@ SMALL: dict[str, Any] = {
     "lseg.train.steps": 2,
     "lseg.train.warmup": 1,
     "lseg.train.batch": 2,
+    "stego.features.pictures": None,
+    "stego.neighbours.count": 2,
+    "stego.model.dim": 4,
+    "stego.loss.points": 3,
+    "stego.train.steps": 2,
+    "stego.train.batch": 2,
+    "stego.probe.tokens": 40,
+    "stego.probe.restarts": 2,
+    "stego.probe.steps": 2,
+    "stego.probe.batch": 2,
     "tcl.train.steps": 2,
     "tcl.train.warmup": 1,
     "tcl.train.batch": 2,
@@ -91,6 +108,12 @@ def prepared(folder: Path, *, height: int = 16, width: int = 16, counts: Mapping
             lines.append({"image": f"{split}/{number}.png", "captions": [CAPTIONS[number % 4]]})
     (raw / "classes.txt").write_text("0 grass | lawn\n1 sky\n2 ring [unseen] [thing]\n", encoding="utf-8")
     (raw / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return prepare_again(folder)
+
+
+def prepared_photos(folder: Path) -> Path:
+    """A prepared data set of three pictures in the split train, without labels, captions and classes."""
+    write_photos(folder / "raw")
     return prepare_again(folder)
 
 
@@ -140,7 +163,7 @@ def encoded(folder: Path, *, changes: Mapping[str, Any] | None = None, vocabular
     encode = encode_settings(changes)
     if encode.clip.source == "pretrain":
         save_tiny_clip(*tiny_clip(), folder / "clip")
-    save_text(folder, encode.text, vocabulary or Vocabulary(names=("grass", "sky", "ring")))
+    save_text(folder, encode.text, Vocabulary(names=("grass", "sky", "ring")) if vocabulary is None else vocabulary)
     save_backbone(folder, encode.backbone)
     return folder
 

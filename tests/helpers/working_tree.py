@@ -22,10 +22,20 @@ SOURCE = Path(__file__).parents[2]
 MICRO: dict[str, Any] = {
     "threads": 1,
     "data": {"workers": 1},
-    "encode": {"pretrain": {"steps": 4, "warmup": 1, "iconic_batch": 8, "scene_batch": 8}},
+    "encode": {
+        "pretrain": {"steps": 4, "warmup": 1, "iconic_batch": 8, "scene_batch": 8},
+        "self_supervised": {"steps": 3, "warmup": 1, "batch": 4, "pictures": 8, "layers": 1, "prototypes": 8},
+    },
     "evaluate": {"pictures": 1},
     "baseline": {"linear": {"steps": 3, "batch": 4}},
     "lseg": {"train": {"steps": 3, "warmup": 1, "batch": 4}},
+    "stego": {
+        "features": {"pictures": 16},
+        "loss": {"points": 4, "negatives": 2},
+        "model": {"dim": 8},
+        "train": {"steps": 3, "batch": 4},
+        "probe": {"tokens": 500, "restarts": 1, "iterations": 5, "steps": 3, "batch": 4},
+    },
     "tcl": {"train": {"steps": 3, "warmup": 1, "batch": 4}},
 }
 MICRO_CAMVID: dict[str, Any] = {

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lexiseg.data.label_maps import cityscapes27, cocostuff27, potsdam3
 from lexiseg.encoders.trunk import VitTrunk
+from lexiseg.evaluation.cluster_scores import ALPHA
 from lexiseg.evaluation.matching import ClusterCounts, class_ious, class_scores
 from lexiseg.layers.crf import dense_crf
 from lexiseg.methods.stego.head import SegmentationHead
@@ -29,7 +30,7 @@ from lexiseg.methods.stego.loss import (
     unit_rows,
 )
 from lexiseg.methods.stego.neighbours import nearest_neighbours, pool
-from lexiseg.methods.stego.probes import ALPHA, ClusterProbe, cluster_cosines, linear_loss
+from lexiseg.methods.stego.probes import ClusterProbe, cluster_cosines, linear_loss
 from parity.fixtures import close, part
 
 

@@ -104,7 +104,9 @@ def test_from_raw_files_to_the_report(made, tmp_path, name, protocol, size, clas
         "baselines": tmp_path / "baselines",
         "encode-evaluate/metrics.json": tmp_path / "encode.json",
     }
-    report.run(SimpleNamespace(profile="tiny", seed=0, baselines=("maskclip",)), given, tmp_path / "report")
+    stego = SimpleNamespace(run=False, baselines=("raw",))
+    listed = SimpleNamespace(profile="tiny", seed=0, baselines=("maskclip",), stego=stego)
+    report.run(listed, given, tmp_path / "report")
     row = read_json(tmp_path / "report/results.json")["results"][0]
     assert set(row["difference"]["baselines/maskclip"]) == {"miou", "fb_iou"}
 

@@ -45,13 +45,13 @@ def inputs(tmp_path):
     return {"prepare": tmp_path / "prepare", f"{METHOD}/predict": tmp_path / "predict"}
 
 
-def settings(**changes) -> View:
+def settings(*, text: str = "clip", **changes) -> View:
     block = EvaluateSettings(
         **{"protocol": "generic", "splits": ("test",), "pictures": 2, "boundary_tolerance": 0.0075, "episodes": None}
         | changes
     )
-    text = SimpleNamespace(source="clip", templates="vocabulary")
-    root = SimpleNamespace(evaluate=block, encode=SimpleNamespace(text=text))
+    side = SimpleNamespace(source=text, templates="vocabulary")
+    root = SimpleNamespace(evaluate=block, encode=SimpleNamespace(text=side))
     return View(root, ["evaluate", "encode.text.source", "encode.text.templates"])
 
 
@@ -99,6 +99,12 @@ def test_the_tolerance_is_part_of_the_protocol(inputs, tmp_path):
         evaluate.run(settings(boundary_tolerance=tolerance, pictures=0), inputs, tmp_path / "out", method=METHOD)
         hashes.add(read_json(tmp_path / "out/metrics.json")["protocol"]["hash"])
     assert len(hashes) == 2
+
+
+@pytest.mark.parametrize(("text", "templates"), [("clip", ["{}"]), ("table", []), ("none", [])])
+def test_the_card_names_the_templates_in_use(inputs, tmp_path, text, templates):
+    evaluate.run(settings(text=text, pictures=0), inputs, tmp_path / "out", method=METHOD)
+    assert read_json(tmp_path / "out/metrics.json")["protocol"]["card"]["templates"] == templates
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers.tiny import encoded, prepared, settings, vocabulary_of
+from helpers.tiny import encoded, prepared, prepared_photos, settings, vocabulary_of
 
 from lexiseg.data.dataset import PreparedSplit
 from lexiseg.errors import DataError, ModelError
@@ -103,6 +103,16 @@ def test_baselines(inputs, tmp_path, name):
     size = {"maskclip": 2, "linear": 4}[name]
     assert labels == ("grass", "sky", "ring")
     assert [scores.shape for _, scores in rows] == [(3, size, size)] * 3
+
+
+@pytest.mark.parametrize("name", ["maskclip", "linear"])
+def test_baselines_need_classes(inputs, tmp_path, name):
+    with pytest.raises(DataError) as error:
+        baseline.run(settings(), {**inputs, "prepare": prepared_photos(tmp_path)}, tmp_path / "out", name=name)
+    assert error.value.found == f"the baseline {name} on a data set without classes"
+    assert "classes.txt" in error.value.fix
+    assert "take it out of `baselines`" in error.value.fix
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_model(inputs, tmp_path):

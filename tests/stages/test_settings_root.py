@@ -31,8 +31,12 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def fault_of(key: str, value: Any) -> SettingsError | None:
+    return fault_of_all({key: value})
+
+
+def fault_of_all(changes: Mapping[str, Any]) -> SettingsError | None:
     try:
-        parse_settings(override(VALUES, {key: value}))
+        parse_settings(override(VALUES, changes))
     except SettingsError as error:
         return error
     return None
@@ -84,6 +88,34 @@ def test_faults_of_several_blocks_come_together():
     for part in ("4 fault(s)", "`seed`: -1", "`baselines.0`", "`lseg.train.stepps`", "did you mean `steps`", '"two"'):
         assert part in error.found
     assert "one of maskclip, linear" in error.allowed
+
+
+def test_what_needs_words_or_a_backbone_is_refused_without_them():
+    without = {f"encode.{part}.source": "none" for part in ("clip", "text", "backbone", "trunk")}
+    error = faults(**without)
+    for part in (
+        "lseg needs vectors of the labels: set encode.text.source, or lseg.run: false",
+        "lseg needs a backbone: set encode.backbone.source, or lseg.run: false",
+        "the baseline linear needs a backbone: set encode.backbone.source",
+        "the baseline maskclip needs encode.text.source: clip",
+        "tcl needs encode.text.source: clip",
+    ):
+        assert part in error.allowed
+    runs = {"lseg.run": False, "tcl.run": False, "stego.run": False, "baselines": []}
+    assert fault_of_all({**without, **runs}) is None
+
+
+def test_a_model_folder_needs_no_backbone():
+    folder = {"lseg.model.init": "models/x", "lseg.model.sha256": "0" * 64, "lseg.model.clip_residual": False}
+    rest = {"baselines": ["maskclip"], "encode.backbone.source": "none"}
+    assert fault_of_all({**folder, **rest}) is None
+
+
+def test_the_report_needs_a_baseline_in_its_folder():
+    assert fault_of("baselines", []) is None
+    error = faults(**{"baselines": [], "stego.baselines": []})
+    assert "baselines and stego.baselines are both empty: name at least one baseline" in error.allowed
+    assert "names, each once" in faults(baselines=["linear", "linear"]).allowed
 
 
 @pytest.mark.parametrize("stage", read_graph(SOURCE))

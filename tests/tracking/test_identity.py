@@ -4,7 +4,7 @@ import pytest
 
 from lexiseg.errors import StageError
 from lexiseg.pipeline import read_lock
-from lexiseg.tracking.identity import lineage, method_fingerprint, methods_in, stale
+from lexiseg.tracking.identity import is_own, lineage, method_fingerprint, method_of, methods_in, stage_name, stale
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +30,63 @@ def test_methods_predict_and_are_evaluated(lock):
     del lock["lseg-predict"]
     assert methods_in(lock) == ["linear"]
     assert methods_in({}) == []
+
+
+@pytest.fixture
+def with_kmeans(lock):
+    """Baselines of a group of their own, which run where STEGO does."""
+    for kind in ("raw", "pca"):
+        for part in ("predict", "evaluate"):
+            stage = copy.deepcopy(lock[f"baseline-{part}@linear"])
+            for entry in [*stage["deps"], *stage["outs"]]:
+                entry["path"] = entry["path"].replace("baselines/linear", f"baselines/kmeans-{kind}")
+            stage["params"]["params.yaml"]["stego.run"] = True
+            lock[f"kmeans-{part}@{kind}"] = stage
+    return lock
+
+
+def test_baselines_of_another_group_have_its_name(with_kmeans):
+    lock = with_kmeans
+    assert methods_in(lock) == ["kmeans-pca", "kmeans-raw", "linear", "lseg"]
+    assert stage_name(lock, "kmeans-raw", "evaluate") == "kmeans-evaluate@raw"
+    assert stage_name(lock, "kmeans-pca", "predict") == "kmeans-predict@pca"
+    assert stage_name(lock, "linear", "evaluate") == "baseline-evaluate@linear"
+    assert stage_name(lock, "lseg", "evaluate") == "lseg-evaluate"
+    assert stage_name(lock, "kmeans-raw", "register") not in lock  # only methods are registered
+    own = [name for name in lock if is_own(name, "kmeans-raw")]
+    assert own == ["kmeans-predict@raw", "kmeans-evaluate@raw"]
+    assert [name for name in own if name in lineage(lock, "kmeans-evaluate@raw")] == own
+
+
+def test_baselines_of_a_method_that_did_not_run_are_none(with_kmeans):
+    for kind in ("raw", "pca"):
+        with_kmeans[f"kmeans-evaluate@{kind}"]["params"]["params.yaml"]["stego.run"] = False
+    assert methods_in(with_kmeans) == ["linear", "lseg"]
+
+
+def test_fingerprints_of_baselines_of_another_group(with_kmeans):
+    before = {kind: method_fingerprint(with_kmeans, f"kmeans-{kind}") for kind in ("raw", "pca")}
+    assert before["raw"] != before["pca"]
+    with_kmeans["kmeans-predict@raw"]["params"]["params.yaml"]["seed"] = 7
+    assert method_fingerprint(with_kmeans, "kmeans-raw") != before["raw"]
+    assert method_fingerprint(with_kmeans, "kmeans-pca") == before["pca"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "method"),
+    [
+        ("lseg-train", "lseg"),
+        ("encode-evaluate", "encode"),
+        ("baseline-predict@linear", "linear"),
+        ("baseline-predict@my-own", "my-own"),
+        ("kmeans-evaluate@raw", "kmeans-raw"),
+    ],
+)
+def test_the_method_of_a_stage(stage, method):
+    assert method_of(stage) == method
+    assert is_own(stage, method)
+    part = stage.partition("@")[0].rpartition("-")[2]
+    assert stage_name({stage: {}}, method, part) == stage
 
 
 def test_lineage_ends_with_the_stage_itself(lock):

@@ -1,9 +1,11 @@
+import copy
 import json
+import shutil
 import subprocess
 
 import pytest
 
-from lexiseg.pipeline import read_lock
+from lexiseg.pipeline import hash_dependencies, read_lock
 from lexiseg.storage import write_json, write_text
 from lexiseg.tracking.identity import method_fingerprint
 from lexiseg.tracking.records import read_record
@@ -63,11 +65,43 @@ def test_record_of_a_method(tree):
     assert record.model.path == tree.root / "outputs/lseg/register"
 
 
+def test_pictures_that_a_stage_draws_of_its_own_work(tree):
+    write_text(tree.root / "outputs/lseg/train/pictures/similarities.png", "picture")
+    tree.ran()
+    record = read_record(place_of(tree), "lseg")
+    assert record.files["train/similarities.png"] == tree.root / "outputs/lseg/train/pictures/similarities.png"
+
+
 def test_record_of_a_baseline_has_no_curve_and_no_model(tree):
     record = read_record(place_of(tree), "linear")
     assert record.method == "baselines/linear"
     assert record.params["baseline.linear.steps"] == "5"
     assert (record.curves, record.model) == ({}, None)
+
+
+def test_record_of_a_baseline_of_another_group(tree):
+    """`kmeans-evaluate@raw` is the run "baselines/kmeans-raw", and no model."""
+    root = tree.root / "outputs/baselines"
+    for part in ("predict", "evaluate"):
+        shutil.copytree(root / "linear" / part, root / "kmeans-raw" / part)
+    tree.metrics("baselines/kmeans-raw", usage_entropy=0.75)
+    lock = read_lock(tree.root)
+    for part in ("predict", "evaluate"):
+        stage = copy.deepcopy(lock[f"baseline-{part}@linear"])
+        for entry in [*stage["deps"], *stage["outs"]]:
+            entry["path"] = entry["path"].replace("baselines/linear", "baselines/kmeans-raw")
+        lock[f"kmeans-{part}@raw"] = stage
+    content = hash_dependencies(tree.root, [str(root / "kmeans-raw/evaluate/metrics.json")])
+    next(out for out in lock["kmeans-evaluate@raw"]["outs"] if out["path"].endswith("metrics.json"))["md5"] = content[
+        str(root / "kmeans-raw/evaluate/metrics.json")
+    ]
+    place = Workplace(tree.root, lock)
+    assert place.why_not("kmeans-evaluate@raw") is None
+    record = read_record(place, "kmeans-raw")
+    assert (record.method, record.model, record.curves) == ("baselines/kmeans-raw", None, {})
+    assert record.metrics["test/usage_entropy"] == 0.75
+    assert "evaluate/tables/test_per_class.csv" in record.files
+    assert record.fingerprint != read_record(place, "linear").fingerprint
 
 
 def test_profile_before_the_report_ran(tree):

@@ -24,6 +24,8 @@ from lexiseg.tracking.sync import sync
 class FakeModel:
     """The first label left of the middle, the last one right of it."""
 
+    own_labels = ()
+
     def __init__(self, folder):
         self.folder = folder
 

@@ -3,7 +3,16 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from helpers.tiny import encoded, prepare_again, prepared, prepared_with_fault, settings, text_table, vocabulary_of
+from helpers.tiny import (
+    encoded,
+    prepare_again,
+    prepared,
+    prepared_photos,
+    prepared_with_fault,
+    settings,
+    text_table,
+    vocabulary_of,
+)
 from PIL import Image
 
 from lexiseg.data.adapters.base import Episodes
@@ -274,6 +283,15 @@ def test_pictures_that_cannot_be_trained_on(tmp_path, fault, found, fix):
     assert found in caught.value.found
     assert caught.value.allowed
     assert fix in caught.value.fix
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_data_set_without_classes(inputs, tmp_path):
+    with pytest.raises(DataError) as error:
+        trained({**inputs, "prepare": prepared_photos(tmp_path)}, tmp_path / "out")
+    assert error.value.found == "LSeg on a data set without classes"
+    assert "classes.txt" in error.value.fix
+    assert "`lseg.run: false`" in error.value.fix
     assert not (tmp_path / "out").exists()
 
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from helpers.shards import pair, shard
-from helpers.tiny import encoded, prepared, settings, vocabulary_of
+from helpers.tiny import encoded, prepared, prepared_photos, settings, vocabulary_of
 from PIL import Image
 
 import lexiseg
@@ -181,6 +181,15 @@ def test_no_shards_there(site, tmp_path, pattern, found):
 
 
 # ---- a model folder to start from ----------------------------------------------------------------------------------
+
+
+def test_a_data_set_without_classes(site, tmp_path):
+    with pytest.raises(DataError) as error:
+        train(settings(), {**site.inputs, "prepare": prepared_photos(tmp_path)}, tmp_path / "out")
+    assert error.value.found == "TCL on a data set without classes"
+    assert "classes.txt" in error.value.fix
+    assert "`tcl.run: false`" in error.value.fix
+    assert not (tmp_path / "out").exists()
 
 
 def from_folder(site, out, folder, **changes):
