@@ -9,6 +9,7 @@ from lexiseg import ablation as module
 from lexiseg.ablation import ablate, retrieval_lines, table_lines
 from lexiseg.errors import SettingsError
 from lexiseg.methods.lseg.ablations import BLOCKS, CONTROLS, TABLES
+from lexiseg.pipeline import Node
 from lexiseg.storage import write_json
 
 
@@ -24,7 +25,17 @@ class FakeTrials:
             "data": {"name": "world"},
             "evaluate": {"splits": ["test", "stress"]},
         }
-        self.graph = dict.fromkeys(["encode-evaluate", "lseg-evaluate", "baseline-evaluate@linear"])
+        self.graph = {
+            name: Node(name=name, cmd="", deps=deps, params=(), outs=(f"outputs/{name}",))
+            for name, deps in {
+                "encode": (),
+                "encode-evaluate": ("outputs/encode",),
+                "lseg-evaluate": ("outputs/encode",),
+                "baseline-evaluate@linear": ("outputs/encode",),
+                "stego-evaluate": (),
+                "kmeans-evaluate@raw": (),
+            }.items()
+        }
         self.changes: list[dict[str, Any]] = []
 
     def run(self, changes: dict[str, Any], targets: list[str]) -> dict[str, Path]:
@@ -35,7 +46,11 @@ class FakeTrials:
             miou = 0.5 + 0.1 * changes["seed"] - 0.2 * (len(changes) > 2)
             unseen = None if changes["seed"] == 1 else 0.25
             test = {"miou": miou, "miou_unseen": unseen, "pixels": 7}
+            group, _, item = target.partition("@")
             metrics = {
+                "method": {"baseline": f"baselines/{item}", "kmeans": f"baselines/kmeans-{item}"}.get(
+                    group.removesuffix("-evaluate"), group.removesuffix("-evaluate")
+                ),
                 "protocol": {"name": "world", "hash": "abc"},
                 "splits": {"test": test, "stress": {"miou": 0.125}},
             }
@@ -71,6 +86,15 @@ def test_every_variant_and_baseline_has_a_row_for_every_split(trials, tmp_path):
     ]
     assert result["protocol"] == {"name": "world", "hash": "abc"}
     assert (result["method"], result["profile"], result["seeds"]) == ("lseg", "tiny", [0, 2])
+
+
+def test_stego_has_kmeans_beside_it_and_no_clip(trials, tmp_path):
+    result = ablate(tmp_path, "stego", seeds=[0], variants=["STEGO (as set)"])
+    assert {(row["method"], row["variant"]) for row in result["rows"]} == {
+        ("stego", "STEGO (as set)"),
+        ("kmeans-raw", None),
+    }
+    assert not [one for one in trials.changes if "encode-evaluate" in one["targets"]]
 
 
 def test_a_row_holds_every_seed_their_mean_and_deviation(trials, tmp_path):
@@ -129,7 +153,7 @@ def test_a_method_without_ablations(trials, tmp_path, method):
     with pytest.raises(SettingsError) as caught:
         ablate(tmp_path, method, seeds=[0])
     assert caught.value.found == f"no ablations for `{method}`"
-    assert caught.value.allowed == "lseg, tcl"
+    assert caught.value.allowed == "lseg, tcl, stego"
     assert caught.value.fix
 
 

@@ -112,5 +112,3 @@ def test_axes_along_which_nothing_varies_are_left_out():
     tokens = torch.cat([torch.randn(100, 2), torch.ones(100, 3)], dim=1)
     project = Project.fit(tokens, kind="whitened", dim=5)
     assert project(tokens.T[None, :, :, None]).shape == (1, 2, 100, 1)
-    features = torch.randn(1, 5, 2, 2)
-    assert Project.fit(tokens, kind="raw", dim=5)(features) is features
