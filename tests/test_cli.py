@@ -97,6 +97,7 @@ OUTSIDE = [
     "clean",
     "plan",
     "mend",
+    "stego diagnose",
     "data add x . --adapter folder",
     f"weights add {__file__}",
     "profile list",
@@ -130,7 +131,7 @@ def test_every_command_is_tried_outside_of_a_working_tree():
 def test_two_wrong_keys_at_once(lexiseg, tree, command):
     edit(
         tree,
-        ("seed: 0 ", "sead: 0 "),
+        ("\nseed: 0 ", "\nsead: 0 "),
         ("init: backbone ", "init: bakcbone "),
         ("    accumulate: 1 ", "    accumulate: many "),
     )
@@ -216,14 +217,14 @@ def test_profiles_are_listed_shown_used_and_saved(lexiseg, tree):
     assert "embedded -> camvid" in lexiseg("profile", "use", "camvid").out
     assert "* camvid" in lexiseg("profile", "list").out
     assert "data.name: camvid" in lexiseg("profile", "show").out
-    edit(tree, ("seed: 0 ", "seed: 8 "))
+    edit(tree, ("\nseed: 0 ", "\nseed: 8 "))
     text = lexiseg("profile", "use", "embedded").in_three_parts("SettingsError")
     assert "found: params.yaml differs from its profile `camvid` in seed" in text
     assert "profiles/mine.yaml" in lexiseg("profile", "save", "mine").out
     assert lexiseg("profile", "use", "embedded").code == 0
     assert lexiseg("profile", "use", "mine").code == 0
     assert read_yaml(tree / "params.yaml")["seed"] == 8
-    edit(tree, ("seed: 8 ", "seed: 9 "))
+    edit(tree, ("\nseed: 8 ", "\nseed: 9 "))
     assert lexiseg("profile", "use", "embedded", "--force").code == 0
     assert (tree / "params.yaml").read_text() == (tree / "profiles/embedded.yaml").read_text()
 

@@ -185,6 +185,8 @@ def stage_set(micro_tree: Path) -> Path:
         change(micro_tree / f"profiles/{name}.yaml", {"encode": {part: {"sha256": hashes[part]} for part in parts}})
     # There are four photographs to learn from.
     change(micro_tree / "profiles/camvid_stego.yaml", {"stego": {"neighbours": {"count": 2}}})
+    few = {"neighbours": {"count": 2}, "features": {"crop": 64}, "train": {"steps": 2, "batch": 4}}
+    change(micro_tree / "profiles/photos.yaml", {"stego": few})
     write_checkpoint(micro_tree / "demo_e200.ckpt")
     write_stego_checkpoint(micro_tree / "cocostuff27_vit_base_5.ckpt")
     grounder = load_tensors(micro_tree / "outputs/tcl/train/model.safetensors")

@@ -58,12 +58,12 @@ def test_nothing_at_fault(tree):
 
 def test_edits_of_params_are_shown(tree):
     text = (tree / "params.yaml").read_text()
-    write_text(tree / "params.yaml", text.replace("seed: 0 ", "seed: 5 "))
+    write_text(tree / "params.yaml", text.replace("\nseed: 0 ", "\nseed: 5 "))
     assert any("profile embedded, changed in seed;" in finding.what for finding in examine(tree))
 
 
 def test_wrong_settings(tree):
-    write_text(tree / "params.yaml", (tree / "params.yaml").read_text().replace("seed: 0 ", "sead: 0 "))
+    write_text(tree / "params.yaml", (tree / "params.yaml").read_text().replace("\nseed: 0 ", "\nsead: 0 "))
     found = bad(tree)
     assert "`sead`: unknown key (did you mean `seed`?)" in found.what
     assert "edit params.yaml" in found.fix

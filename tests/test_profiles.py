@@ -92,7 +92,7 @@ def test_an_unknown_profile(tree):
 
 
 def test_unsaved_edits_are_not_overwritten(tree):
-    edit(tree, "seed: 0 ", "seed: 7 ")
+    edit(tree, "\nseed: 0 ", "\nseed: 7 ")
     edit(tree, "name: world", "name: mine")
     before = (tree / "params.yaml").read_text()
     with pytest.raises(SettingsError) as caught:
@@ -118,7 +118,7 @@ def test_edits_of_comments_are_no_edits(tree):
 
 def test_saved_edits_come_back(tree):
     use_profile(tree, "photos")
-    edit(tree, "seed: 0 ", "seed: 7 ")
+    edit(tree, "\nseed: 0 ", "\nseed: 7 ")
     wanted = {**read_yaml(tree / "params.yaml"), "profile": "mine"}
     assert save_profile(tree, "mine") == ["data.name", "data.splits", "profile", "seed", "words.St. Pole"]
     assert read_yaml(tree / "params.yaml") == wanted
@@ -131,7 +131,7 @@ def test_saved_edits_come_back(tree):
 
 
 def test_more_changes_can_be_saved_with_it(tree):
-    edit(tree, "seed: 0 ", "seed: 7 ")
+    edit(tree, "\nseed: 0 ", "\nseed: 7 ")
     save_profile(tree, "mine", changes={"data": {"name": "street"}, "words": {}})
     wanted = {"profile": "mine", "seed": 7, "data": {"name": "street", "splits": ["a", "b"]}, "words": {}}
     assert read_yaml(tree / "params.yaml") == wanted
@@ -140,7 +140,7 @@ def test_more_changes_can_be_saved_with_it(tree):
 
 @pytest.mark.parametrize("name", ["photos", "embedded"])
 def test_a_profile_is_not_overwritten(tree, name):
-    edit(tree, "seed: 0 ", "seed: 7 ")
+    edit(tree, "\nseed: 0 ", "\nseed: 7 ")
     before = (tree / f"profiles/{name}.yaml").read_text()
     with pytest.raises(SettingsError) as caught:
         save_profile(tree, name)
