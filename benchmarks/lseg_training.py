@@ -126,9 +126,13 @@ def operations(step: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
+# Sides of the matrices whose products are timed, large enough to keep a device busy.
+PEAK_SIDES = {"cuda": 8192, "cpu": 2048}
+
+
 def matrix_peak(*, device: str, precision: str) -> float:
     """Operations per second of large square matrix products, the best of five."""
-    side = 8192 if device == "cuda" else 2048
+    side = PEAK_SIDES[device]
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     one, other = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     timed = compare({"product": lambda: one @ other}, repeats=5, device=device, title="matrix products")

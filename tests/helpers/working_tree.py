@@ -166,6 +166,7 @@ def change(path: Path, changes: dict[str, Any]) -> None:
     """Merge values into a YAML file; comments stay."""
     editor = YAML()
     editor.width = 200
+    editor.indent(mapping=2, sequence=4, offset=2)  # as the files have it
     values = editor.load(path)
     _merge(values, changes)
     stream = StringIO()
