@@ -263,7 +263,8 @@ def ablate(
 ) -> None:
     """Run a method's variants and controls over several seeds and print the table.
 
-    Tables of lseg: controls, blocks (spatial regularisation), text-encoder.
+    Tables of lseg: controls, blocks (spatial regularisation), text-encoder; of tcl: parts, texts; of stego: controls,
+    probes (several starts, two numbers of clusters), loss.
 
     Example: lexiseg ablate lseg --table blocks --seeds 3
     """

@@ -29,7 +29,7 @@ from lexiseg.methods.stego.settings import FeatureSettings
 from lexiseg.storage import read_json, save_tensors, write_json
 
 _SHARD_BYTES = 128 << 20
-_BATCH_PIXELS = 32 * 64 * 64  # computed together: 32 pictures of the world, one photograph
+BATCH_PIXELS = 32 * 64 * 64  # computed together: 32 pictures of the world, one photograph
 _INDEX = "index.json"
 
 
@@ -202,9 +202,10 @@ def write_features(pieces: Pieces, trunk: Any, folder: Path) -> None:
     bar = tqdm(total=len(pieces), desc="features", unit="picture", mininterval=1, delay=1)
     for start, name in zip(starts, names, strict=True):
         stop = min(start + per_shard, len(pieces))
-        if not (kept / name).is_file():
+        # Outside of a stage nothing says that what lies there is of these pieces and this trunk.
+        if kept == folder or not (kept / name).is_file():
             shard = torch.empty(stop - start, height, width, channels, dtype=torch.float16)
-            step = max(1, _BATCH_PIXELS // (size[0] * size[1]))
+            step = max(1, BATCH_PIXELS // (size[0] * size[1]))
             for low in range(start, stop, step):
                 numbers = range(low, min(low + step, stop))
                 images = _batch([pieces.image(number) for number in numbers], first.shape, size, ids[low])

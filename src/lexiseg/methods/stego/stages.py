@@ -28,7 +28,7 @@ from lexiseg.methods.stego.diagnostics import (
     table_lines,
     usage_picture,
 )
-from lexiseg.methods.stego.features import FeatureStore, Pieces, write_features
+from lexiseg.methods.stego.features import BATCH_PIXELS, FeatureStore, Pieces, write_features
 from lexiseg.methods.stego.module import CollapseAlarm, StegoTraining
 from lexiseg.methods.stego.naming import names_of, region_embeddings
 from lexiseg.methods.stego.neighbours import nearest_neighbours, pool, read_neighbours, save_neighbours
@@ -40,7 +40,6 @@ from lexiseg.training import curve_csv, fit
 from lexiseg.vocabulary import Vocabulary
 
 _POOLED_TOGETHER = 32  # pictures whose features are in memory at a time
-_BATCH_PIXELS = 32 * 64 * 64
 # Steps before a collapse is looked for: codes of an untrained head are alike.
 _ALARM_AFTER = 50
 
@@ -145,7 +144,7 @@ def _predict(settings: Any, folder: Path, inputs: Mapping[str, Path], outputs: P
             waiting: list[tuple[str, np.ndarray]] = []
             for index, id in enumerate(tqdm(split.ids, desc=f"predict {name}", unit="image", mininterval=1)):
                 image = split.image(index)
-                full = (len(waiting) + 1) * image[..., 0].size > _BATCH_PIXELS
+                full = (len(waiting) + 1) * image[..., 0].size > BATCH_PIXELS
                 if waiting and (full or waiting[0][1].shape != image.shape):
                     _flush(writer, segmenter, name, waiting)
                 waiting.append((id, image))
