@@ -116,7 +116,7 @@ def test_a_split_without_pictures_is_refused(wide):
 @pytest.mark.parametrize("pictures", [1, 2, 100], ids=["five shards", "three shards", "one shard"])
 def test_the_store_gives_what_the_trunk_gave(wide, tmp_path, monkeypatch, pictures):
     monkeypatch.setattr(features, "_SHARD_BYTES", pictures * 6 * CELL_BYTES + 1)
-    monkeypatch.setattr(features, "_BATCH_PIXELS", 2 * 16 * 24)
+    monkeypatch.setattr(features, "BATCH_PIXELS", 2 * 16 * 24)
     seen, network = pieces(wide), trunk()
     write_features(seen, network, tmp_path)
     expected = given([seen.image(number) for number in range(5)], network)
