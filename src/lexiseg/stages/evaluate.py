@@ -98,7 +98,8 @@ def run(settings: Any, inputs: Mapping[str, Path], outputs: Path, *, method: str
         result = measure(split=split)
         metrics[split] = result.metrics
         _write_tables(outputs / "tables", split, result, protocol)
-        _write_pictures(outputs / "pictures", split, result, vocabulary.unseen_names)
+        # To clusters no class was labelled in training: there is nothing to mark.
+        _write_pictures(outputs / "pictures", split, result, () if owner else vocabulary.unseen_names)
         if result.clusters is not None and not clusters:
             classes = evaluated_classes(protocol, vocabulary).names
             named = {"matched_on": result.clusters.matched_on, "names": list(result.clusters.names) or None}
