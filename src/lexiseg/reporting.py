@@ -50,7 +50,7 @@ def report_lines(result: Mapping[str, Any]) -> list[str]:
             cells = ["–" if value is None else format(100 * value, ".1f") for value in values]
             lines.append(_line(row["method"], cells, first_width, widths))
         recall = (result["encoders"]["retrieval"] or {}).get(split)
-        if recall:
+        if recall and columns not in (CLUSTERS, UNLABELLED):  # which are found without a CLIP
             lines.append(
                 f"{'frozen CLIP':<22}R@1 image to text {100 * recall['image_to_text_r1']:.1f}, "
                 f"text to image {100 * recall['text_to_image_r1']:.1f} ({recall['pairs']} pairs)"
