@@ -97,6 +97,14 @@ def test_stego_has_kmeans_beside_it_and_no_clip(trials, tmp_path):
     assert not [one for one in trials.changes if "encode-evaluate" in one["targets"]]
 
 
+def test_of_variants_that_change_nothing_the_first_stays(trials, tmp_path, monkeypatch):
+    trials.values["stego"] = {"probe": {"seed": 0}}
+    table = {f"probe {seed}": {"stego.probe.seed": seed} for seed in (0, 1)} | {"once more": {"stego.probe.seed": 0}}
+    monkeypatch.setattr(module, "resolve", lambda reference: {"probes": table})
+    result = ablate(tmp_path, "stego", seeds=[0])
+    assert [row["variant"] for row in result["rows"] if row["split"] == "test"] == ["probe 0", "probe 1", None]
+
+
 def test_a_row_holds_every_seed_their_mean_and_deviation(trials, tmp_path):
     found = first_row(ablate(tmp_path, "lseg", seeds=[0, 2]))
     assert found["seeds"] == {"0": {"miou": 0.5, "miou_unseen": 0.25}, "2": {"miou": 0.7, "miou_unseen": 0.25}}

@@ -73,9 +73,8 @@ def ablate(
         common[f"{method}.run"] = True
     measured: dict[tuple[str, str | None], dict[int, Any]] = {}
     # All of them means all that differ: under some profiles the paper's network is what is set.
-    chosen = list(variants) or [
-        name for name, values in changes.items() if not values or _differs(trials.values, values)
-    ]
+    same = [name for name, values in changes.items() if not _differs(trials.values, values)]
+    chosen = list(variants) or [name for name in changes if name not in same[1:]]
     # The CLIP is measured beside methods that use one.
     encoders = ["encode-evaluate"] if "encode" in upstream_of(trials.graph, f"{method}-evaluate") else []
     for seed in seeds:
