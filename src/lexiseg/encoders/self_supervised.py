@@ -119,12 +119,13 @@ def balanced(cosines: Tensor, temperature: float, *, iterations: int = 3) -> Ten
     Returns:
         (N, prototypes); each row sums to 1.
     """
-    # In logarithms: at small temperatures nearly all shares are smaller than the smallest number.
-    share = cosines / temperature
-    for _ in range(iterations):
-        share = share.log_softmax(dim=0)
-        share = share.log_softmax(dim=1)
-    return share.exp()
+    # The first round in logarithms: at small temperatures nearly all shares are smaller than the smallest number. After
+    # it every row sums to 1, so that what is still too small is nothing beside the rest of its row.
+    share = (cosines / temperature).log_softmax(dim=0).softmax(dim=1)
+    for _ in range(iterations - 1):
+        share = share / share.sum(dim=0).clamp(min=torch.finfo(share.dtype).tiny)
+        share = share / share.sum(dim=1, keepdim=True)
+    return share
 
 
 def _overlap(

@@ -261,11 +261,8 @@ class _Source:
 
     def view(self, position: int) -> tuple[np.ndarray, np.ndarray]:
         """Picture and class ids of a sample, cropped as the card says; empty ids where it has or needs none."""
-        if self.protocol.labelled:
-            sample = self.data[position]
-            image, truth = sample["image"], sample["semantic"]
-        else:
-            image, truth = self.data.image(position), None
+        image = self.data.image(position)
+        truth = self.data.semantic(position) if self.protocol.labelled else None
         side = self.protocol.centre_crop
         if side is not None:
             image = centre_square(image, side, nearest=self._nearest)

@@ -225,10 +225,11 @@ def _labelled(
 ) -> Iterator[_Sample]:
     for position, scores in scored:
         done.add(position)
-        sample = data[position]
-        if sample["semantic"] is not None:
-            scores = scores[..., rows, :, :] if refine is None else refine(scores[..., rows, :, :], sample["image"])
-            yield _Sample(position, scores, sample["image"], sample["semantic"])
+        truth = data.semantic(position)
+        if truth is not None:
+            image = data.image(position)
+            scores = scores[..., rows, :, :] if refine is None else refine(scores[..., rows, :, :], image)
+            yield _Sample(position, scores, image, truth)
 
 
 def _batches(samples: Iterator[_Sample]) -> Iterator[list[_Sample]]:
@@ -289,7 +290,7 @@ def check_complete(data: PreparedSplit, done: set[int], split: str, *, labelled:
         DataError: at least one is missing.
     """
     left = [position for position in range(len(data)) if position not in done]
-    missing = [data.ids[position] for position in left if not labelled or data[position]["semantic"] is not None]
+    missing = [data.ids[position] for position in left if not labelled or data.semantic(position) is not None]
     if missing:
         shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         kind = "labelled sample(s)" if labelled else "sample(s)"

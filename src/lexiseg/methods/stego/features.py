@@ -83,7 +83,7 @@ class Pieces(Dataset):
 
     def labels(self, piece: int) -> np.ndarray | None:
         """int64 (H, W) class ids, -100 = none; or None where the picture has no labels."""
-        labels = self._split[self.picture_of(piece)]["semantic"]
+        labels = self._split.semantic(self.picture_of(piece))
         return None if labels is None else self._cut(labels, piece, nearest=True)
 
     def _cut(self, array: np.ndarray, piece: int, *, nearest: bool) -> np.ndarray:

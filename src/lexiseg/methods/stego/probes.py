@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lexiseg.errors import DataError
+from lexiseg.segmentation import IGNORE_LABEL
 
 _BLOCK = 8192  # tokens whose cosines with all centres are made at a time
 
@@ -59,9 +60,9 @@ def linear_loss(probe: nn.Conv2d, codes: Tensor, labels: Tensor, *, classes: int
     """
     logits = F.interpolate(probe(codes), size=labels.shape[-2:], mode="bilinear", align_corners=False)
     counted = (labels >= 0) & (labels < classes)
-    if not bool(counted.any()):
-        return logits.sum() * 0.0
-    return F.cross_entropy(logits.permute(0, 2, 3, 1)[counted], labels[counted].long())
+    targets = labels.long().where(counted, IGNORE_LABEL)
+    total = F.cross_entropy(logits, targets, ignore_index=IGNORE_LABEL, reduction="sum")
+    return total / counted.sum().clamp(min=1)
 
 
 def kmeans(
