@@ -76,12 +76,12 @@ def test_a_method_is_what_it_needs_and_makes():
 
 def test_baselines_of_a_method_have_its_groups_name():
     graph = read_graph(ROOT)
-    assert {"linear", "stego", "kmeans-raw"} <= set(methods_of(graph))
-    assert "raw" not in methods_of(graph)
-    wanted = stages_of(graph, "kmeans-raw")
-    assert wanted[-2:] == ["kmeans-predict@raw", "kmeans-evaluate@raw"]
+    assert {"linear", "stego", "kmeans-whitened"} <= set(methods_of(graph))
+    assert "whitened" not in methods_of(graph)
+    wanted = stages_of(graph, "kmeans-whitened")
+    assert wanted[-2:] == ["kmeans-predict@whitened", "kmeans-evaluate@whitened"]
     assert {"encode-trunk", "stego-features"} <= set(wanted)
-    assert not {"stego-train", "kmeans-evaluate@pca"} & set(wanted)
+    assert not {"stego-train", "kmeans-evaluate@raw"} & set(wanted)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_a_finished_graph_is_published_and_nothing_runs(tree, prefect):
     before = hash_tree(tree / "outputs")
     assert reproduce() == dict.fromkeys(read_graph(tree), "unchanged")
     assert hash_tree(tree / "outputs") == before
-    beside = ["baselines/kmeans-pca", "baselines/kmeans-raw", "baselines/kmeans-whitened", "baselines/linear"]
+    beside = ["baselines/kmeans-raw", "baselines/kmeans-whitened", "baselines/linear"]
     names = sorted(run.info.run_name for run in runs(tree))
     assert names == [*beside, "baselines/maskclip", "lseg", "stego", "tcl"]
     made = artifacts()

@@ -145,13 +145,22 @@ def _best_corner(region: np.ndarray, taken: np.ndarray, box: tuple[int, int]) ->
     inside = _box_sums(region, box) / (box[0] * box[1])
     free = _box_sums(taken, box) == 0
     # Distance to the region's outline, the picture's edge being one: its maximum is the visual centre.
-    depth = np.asarray(distance_transform_edt(np.pad(region, 1)))[1:-1, 1:-1]
+    depth = _depth(region)
     middle = depth[box[0] // 2 :, box[1] // 2 :][: inside.shape[0], : inside.shape[1]]
     score = np.where(free & (middle > 0) & (inside >= 0.35), inside + 0.5 * middle / depth.max(), -1)
     best = int(score.argmax())
     if score.flat[best] < 0:
         return None
     return best // score.shape[1], best % score.shape[1]
+
+
+def _depth(region: np.ndarray) -> np.ndarray:
+    """Distance of each pixel of a region to its outline or the picture's edge, float64 (H, W); 0 outside of it."""
+    rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
+    around = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)  # most regions are small
+    depth = np.zeros(region.shape)
+    depth[around] = np.asarray(distance_transform_edt(np.pad(region[around], 1)))[1:-1, 1:-1]
+    return depth
 
 
 def _box_sums(mask: np.ndarray, box: tuple[int, int]) -> np.ndarray:
