@@ -3,7 +3,7 @@
 LSeg, with the weights of a model folder: every pixel embedding is made, normalised and multiplied with the label
 vectors, all logits are brought to the size of the picture, and the best label is taken from those. Letters in shapes as
 in `lexiseg.methods.lseg.model`. PAMR: the neighbourhoods of all pixels are unfolded, in every iteration. STEGO: every
-kind of pairs is sampled and correlated by itself.
+kind of pairs is sampled and correlated by itself. Dense CRF: the kernels of all pairs of pixels are whole matrices.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lexiseg.encoders.clip import load_clip
+from lexiseg.layers.crf import SMALLEST_SHARE, CrfSettings
 from lexiseg.methods.lseg.build import load_model
 from lexiseg.methods.lseg.model import LSeg
 from lexiseg.methods.lseg.regularisation import SpatialRegularisation
@@ -104,6 +105,31 @@ def _windows(x: Tensor, dilations: Sequence[int]) -> list[Tensor]:
 def _neighbours(windows: Sequence[Tensor]) -> Tensor:
     """The windows without their centres: (B, C, P, H, W)."""
     return torch.cat([torch.cat([part[:, :, :4], part[:, :, 5:]], dim=2) for part in windows], dim=2)
+
+
+def plain_crf(image: Tensor, shares: Tensor, settings: CrfSettings) -> Tensor:
+    """Shares (1, C, H, W) by mean field with every pair of pixels, in float64; for pictures of some 50 x 50 pixels.
+
+    Args: those of `lexiseg.layers.crf.dense_crf`, of one picture (1, 3, H, W).
+    """
+    _, labels, height, width = shares.shape
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    place = torch.stack([rows, columns], dim=-1).reshape(-1, 2).double()
+    colour = image[0].permute(1, 2, 0).reshape(-1, 3).double()
+
+    def kernel(points: Tensor, weight: float) -> Tensor:
+        matrix = torch.exp(-((points[:, None] - points) ** 2).sum(dim=-1) / 2)
+        norm = matrix.sum(dim=1).rsqrt()
+        return weight * norm[:, None] * matrix * norm
+
+    pairs = kernel(place / settings.gaussian_width, settings.gaussian_weight)
+    bilateral = [place / settings.bilateral_width, colour / settings.bilateral_colour]
+    pairs = pairs + kernel(torch.cat(bilateral, dim=1), settings.bilateral_weight)
+    energy = shares[0].reshape(labels, -1).T.double().clamp(min=SMALLEST_SHARE).log()
+    current = energy.softmax(dim=1)
+    for _ in range(settings.iterations):
+        current = (energy + pairs @ current).softmax(dim=1)
+    return current.T.reshape(1, labels, height, width)
 
 
 def plain_correspondence_loss(

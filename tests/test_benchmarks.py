@@ -379,6 +379,29 @@ def test_crf(tmp_path, stand_in):
     _, result = only_result(tmp_path)
     assert [row["picture"] for row in result["rows"]] == ["drawn 0", "drawn 1", "drawn 2"]
     assert all(row["equal_labels"] == 1.0 and 0 < row["changed_labels"] < 1 for row in result["rows"])
+    assert all(row["from_exact"]["lexiseg"]["equal_labels"] > 0.95 for row in result["rows"])
+
+
+def test_crf_accuracy_alone(tmp_path, monkeypatch, stand_in, capsys):
+    monkeypatch.setattr(crf, "compare", pytest.fail)
+    monkeypatch.setattr(crf, "SMALL", {"side": 24, "labels": 4})
+    crf.main(["--accuracy", "--iterations", "3", "--out", str(tmp_path)])
+    path, result = only_result(tmp_path)
+    assert path.name.startswith("crf-accuracy-")
+    assert result["settings"] == {"accuracy": True, "iterations": 3, "pictures": None}
+    for row in result["rows"]:
+        assert row.keys() == {"picture", "from_exact"}
+        found = row["from_exact"]
+        assert (found["side"], found["labels"]) == (24, 4)
+        assert found["lexiseg"] == found["pydensecrf2"]  # the stand-in
+        assert 0 < found["lexiseg"]["mean_difference"] < 0.05 < found["lexiseg"]["largest_difference"] <= 1
+    assert capsys.readouterr().out.count("4 labels on 24 x 24") == 3
+
+
+def test_crf_is_near_exact_inference_or_nothing_is_timed(monkeypatch, stand_in):
+    monkeypatch.setattr(crf, "ours", lambda image, shares, iterations: shares[0].flip(0).numpy())
+    with pytest.raises(AssertionError, match="have the labels of exact inference"):
+        crf.main([])
 
 
 def test_crf_compares_before_it_times(monkeypatch, stand_in):

@@ -5,7 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lexiseg.layers.crf import CrfSettings, GaussianFilter, LatticeFilter, dense_crf
+from benchmarks.plain import plain_crf
+from lexiseg.layers.crf import (
+    CrfSettings,
+    GaussianFilter,
+    HeavyKernelError,
+    LatticeFilter,
+    NarrowKernelError,
+    dense_crf,
+)
 
 
 def scene(height, width, *, labels=4, seed=0):
@@ -20,32 +28,10 @@ def scene(height, width, *, labels=4, seed=0):
     return image[None], logits.softmax(dim=0)[None]
 
 
-def exact(image, shares, settings):
-    """Mean field with every pair of pixels, float64."""
-    _, labels, height, width = shares.shape
-    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    place = torch.stack([rows, columns], dim=-1).reshape(-1, 2).double()
-    colour = image[0].permute(1, 2, 0).reshape(-1, 3).double()
-
-    def kernel(points, weight):
-        matrix = torch.exp(-((points[:, None] - points) ** 2).sum(dim=-1) / 2)
-        norm = matrix.sum(dim=1).rsqrt()
-        return weight * norm[:, None] * matrix * norm
-
-    pairs = kernel(place / settings.gaussian_width, settings.gaussian_weight)
-    bilateral = [place / settings.bilateral_width, colour / settings.bilateral_colour]
-    pairs = pairs + kernel(torch.cat(bilateral, dim=1), settings.bilateral_weight)
-    energy = shares[0].reshape(labels, -1).T.double().clamp(min=1e-5).log()
-    current = energy.softmax(dim=1)
-    for _ in range(settings.iterations):
-        current = (energy + pairs @ current).softmax(dim=1)
-    return current.T.reshape(1, labels, height, width)
-
-
 def test_agrees_with_exact_inference():
     image, shares = scene(36, 44)
     settings = CrfSettings(bilateral_width=20)
-    expected = exact(image, shares, settings)
+    expected = plain_crf(image, shares, settings)
     found = dense_crf(image, shares, settings)
     assert float((found.argmax(1) == expected.argmax(1)).float().mean()) > 0.99
     assert float((found - expected).abs().mean()) < 0.01
@@ -57,7 +43,7 @@ def test_agrees_with_exact_inference():
 def test_each_kernel_alone_agrees_with_exact_inference(lacking):
     image, shares = scene(24, 30, seed=3)
     settings = replace(CrfSettings(bilateral_width=20), **{lacking: 0.0})
-    found, expected = dense_crf(image, shares, settings), exact(image, shares, settings)
+    found, expected = dense_crf(image, shares, settings), plain_crf(image, shares, settings)
     assert float((found.argmax(1) == expected.argmax(1)).float().mean()) > 0.985
 
 
@@ -120,9 +106,40 @@ def test_flat_pictures_one_label_and_empty_shares_give_finite_shares():
     assert bool(dense_crf(flat, torch.zeros(1, 3, 12, 12)).isfinite().all())
 
 
-def test_other_sizes_and_too_narrow_kernels_are_refused():
+def test_of_thousands_of_labels_the_best_one_of_every_pixel_remains():
+    flat = torch.full((1, 3, 4, 6), 7, dtype=torch.uint8)
+    shares = torch.ones(1, 10_500, 4, 6)
+    assert float(dense_crf(flat, shares).amin()) > 0
+    # A little more than the others, and still below what is negligible among few labels.
+    shares[:, 17, :, :3] = shares[:, 10_400, :, 3:] = 1.2
+    best = dense_crf(flat, shares, CrfSettings(gaussian_weight=0, bilateral_weight=1e-3)).argmax(dim=1)
+    assert best[0].tolist() == [[17] * 3 + [10_400] * 3] * 4
+
+
+def test_other_sizes_are_refused():
     image, shares = scene(8, 8)
     with pytest.raises(ValueError, match=r"images must be \(1, 3, 8, 8\)"):
         dense_crf(image[..., :4], shares)
-    with pytest.raises(ValueError, match="take wider ones"):
-        dense_crf(image, shares, CrfSettings(bilateral_colour=1e-4, bilateral_width=1e-4))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("iterations", [0, 10])
+def test_shares_that_are_not_finite_are_refused(value, iterations):
+    image, shares = scene(8, 8)
+    shares[0, 1, 2, 3:5] = value
+    with pytest.raises(ValueError, match="shares must be finite, got NaN or infinity at 2 of 64 pixels"):
+        dense_crf(image, shares, CrfSettings(iterations=iterations))
+
+
+@pytest.mark.parametrize("width", [1e-4, 1e-20, 1e-44])  # too many vertices; places beyond int64; beyond float32
+def test_too_narrow_kernels_are_refused(width):
+    image, shares = scene(8, 8)
+    with pytest.raises(NarrowKernelError, match="take wider ones"):
+        dense_crf(image, shares, CrfSettings(bilateral_colour=width, bilateral_width=width))
+
+
+@pytest.mark.parametrize("iterations", [1, 10])
+def test_too_heavy_kernels_are_refused(iterations):
+    image, shares = scene(8, 8)
+    with pytest.raises(HeavyKernelError, match="take smaller ones"):
+        dense_crf(image, shares, CrfSettings(iterations=iterations, bilateral_weight=1e6))

@@ -18,6 +18,16 @@ SMALLEST_SHARE = 1e-5  # of a label in the unary term, as in the reference wrapp
 # A label that is below this at every pixel takes no further part: its message could change a share by no more.
 NEGLIGIBLE = 1e-4
 _PRUNE_AFTER = (1, 3, 6)  # iterations; to look costs about a tenth of one
+_FARTHEST = 2**24  # of a place from the origin, in widths of the kernel: float32 has no fractions beyond
+_TOO_NARROW = "kernels so narrow that vertices of the lattice cannot be numbered; take wider ones"
+
+
+class NarrowKernelError(ValueError):
+    """The bilateral kernel is so narrow that vertices of its lattice cannot be numbered."""
+
+
+class HeavyKernelError(ValueError):
+    """Messages are beyond the numbers that they are computed with; those of the bilateral kernel are float16."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +66,9 @@ def dense_crf(images: Tensor, shares: Tensor, settings: CrfSettings | None = Non
         (B, C, H, W) float32, sum 1 over C, channels last in memory. Labels that are negligible everywhere end as 0.
 
     Raises:
-        ValueError: pictures and shares of different sizes, or kernels so narrow that the lattice cannot be numbered.
+        ValueError: pictures and shares of different sizes, or shares that are not finite.
+        NarrowKernelError: kernels so narrow that the lattice cannot be numbered; a ValueError too.
+        HeavyKernelError: weights so large that messages overflow; a ValueError too.
     """
     settings = settings or CrfSettings()
     batch, labels, height, width = shares.shape
@@ -64,7 +76,10 @@ def dense_crf(images: Tensor, shares: Tensor, settings: CrfSettings | None = Non
         raise ValueError(f"images must be ({batch}, 3, {height}, {width}) as the shares are, got {tuple(images.shape)}")
     # Rows are pixels from here on: (B H W, C). Torch turns maps into this layout faster than it permutes them.
     rows = shares.float().contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).reshape(-1, labels)
-    current = rows / rows.sum(dim=1, keepdim=True).clamp_(min=1e-12)
+    total = rows.sum(dim=1, keepdim=True)
+    if broken := int((~total.isfinite()).sum()):
+        raise ValueError(f"shares must be finite, got NaN or infinity at {broken} of {len(total)} pixels")
+    current = rows / total.clamp_(min=1e-12)
     current.clamp_(min=SMALLEST_SHARE)
     logits = current.log()
     current /= current.sum(dim=1, keepdim=True)
@@ -84,10 +99,13 @@ def dense_crf(images: Tensor, shares: Tensor, settings: CrfSettings | None = Non
             kernel.add_to(message, current)
         torch.softmax(message, dim=1, out=current)
         if step in _PRUNE_AFTER:
-            seen = _column_maxima(current) > NEGLIGIBLE
+            # Of thousands of labels all may be below that; half of their mean share is below every pixel's best one.
+            seen = ~(_column_maxima(current) <= min(NEGLIGIBLE, 0.5 / len(alive)))  # NaN stays, and is refused below
             if not bool(seen.all()):
                 alive, current, energy = alive[seen], current[:, seen], energy[:, seen]
                 message = torch.empty_like(current)
+    if not math.isfinite(float(current.sum())):
+        raise HeavyKernelError("weights of kernels so large that messages overflow; take smaller ones")
     if len(alive) < labels:
         current = torch.zeros_like(logits).index_copy_(1, alive, current)
         current /= current.sum(dim=1, keepdim=True)
@@ -107,7 +125,7 @@ class GaussianFilter:
     def __init__(self, height: int, width: int, *, spread: float, weight: float, device: torch.device) -> None:
         self.size, self.weight = (height, width), weight
         reach = torch.arange(-max(1, round(5 * spread)), max(1, round(5 * spread)) + 1, device=device)
-        self.taps = torch.exp(-(reach.float() ** 2) / (2 * spread**2))
+        self.taps = torch.exp(-((reach.float() / spread) ** 2) / 2)
         self.norm = self._filter(torch.ones(height * width, 1, device=device)).rsqrt_()
 
     def add_to(self, total: Tensor, rows: Tensor) -> None:
@@ -133,9 +151,14 @@ class LatticeFilter:
     Args:
         places: float (B, N, d), in units of the kernel's width; pictures of a batch do not see each other.
         weight: w.
+
+    Raises:
+        NarrowKernelError: places so far apart that the vertices between them cannot be numbered.
     """
 
     def __init__(self, places: Tensor, *, weight: float = 1.0) -> None:
+        if not float(places.abs().amax()) < _FARTHEST:
+            raise NarrowKernelError(_TOO_NARROW)
         nearest, rank, shares = _simplices(places.flatten(0, 1))
         picture = torch.arange(len(places), device=places.device).repeat_interleave(places.shape[1])
         self.vertices, order, self.starts, self.blurs = _lattice(nearest, rank, picture)
@@ -237,7 +260,7 @@ def _lattice(
     low = own.amin(dim=0) - 2 * size
     span = own.amax(dim=0) + 2 * size - low + 1
     if math.prod(span.tolist()) * (int(picture[-1]) + 1) >= 2**62:
-        raise ValueError("kernels so narrow that vertices of the lattice cannot be numbered; take wider ones")
+        raise NarrowKernelError(_TOO_NARROW)
     factors = torch.ones(size, dtype=torch.int64, device=nearest.device)
     factors[1:] = span.cumprod(0)
     first = ((own - low) * factors[:-1]).sum(dim=1) + picture * factors[-1]
