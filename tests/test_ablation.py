@@ -37,6 +37,12 @@ class FakeTrials:
             }.items()
         }
         self.changes: list[dict[str, Any]] = []
+        self.refused: dict[str, str] = {}  # a setting that is refused -> what is allowed
+
+    def settings_under(self, changes: dict[str, Any]) -> None:
+        for key, allowed in self.refused.items():
+            if key in changes:
+                raise SettingsError(found=f"1 fault(s) in `{key}`", allowed=allowed, fix="edit it")
 
     def run(self, changes: dict[str, Any], targets: list[str]) -> dict[str, Path]:
         self.changes.append({**changes, "targets": targets})
@@ -181,4 +187,37 @@ def test_an_unknown_variant(trials, tmp_path):
         ablate(tmp_path, "lseg", seeds=[0], variants=["as set", "as sett"])
     assert caught.value.found == "no variant as sett in the table controls"
     assert caught.value.allowed == ", ".join(CONTROLS)
+    assert trials.changes == []
+
+
+def test_a_variant_that_is_refused_is_so_before_the_first_runs(trials, tmp_path, monkeypatch):
+    table = {
+        "as set": {},
+        "coarse, start 0": {"stego.protocol": "world_clusters11", "stego.probe.seed": 0},
+        "no steps": {"stego.probe.steps": 0},
+        "coarse, start 1": {"stego.protocol": "world_clusters11", "stego.probe.seed": 1},
+    }
+    trials.values["stego"] = {"protocol": "clusters", "probe": {"seed": 0, "steps": 9}}
+    trials.refused = {"stego.protocol": "\n  - a card for 'mine'", "stego.probe.steps": "\n  - at least 1"}
+    monkeypatch.setattr(module, "resolve", lambda reference: {"probes": table})
+    with pytest.raises(SettingsError) as caught:
+        ablate(tmp_path, "stego", seeds=[0])
+    assert caught.value.found == (
+        "3 of 4 variants of the table probes that settings refuse:\n"
+        "  - `coarse, start 0`, `coarse, start 1`\n"
+        "  - `no steps`"
+    )
+    assert caught.value.allowed == "\n  - a card for 'mine'\n  - at least 1"
+    assert caught.value.fix.startswith("name each that is to run by --variant: `as set`; or use a profile")
+    with pytest.raises(SettingsError, match="name other variants or --table"):
+        ablate(tmp_path, "stego", seeds=[0], variants=["no steps"])
+    assert trials.changes == []
+    assert ablate(tmp_path, "stego", seeds=[0], variants=["as set"])["rows"]
+
+
+def test_what_all_variants_share_is_refused_first(trials, tmp_path):
+    trials.values["stego"] = {"run": False}
+    trials.refused = {"stego.run": "a card for this data set"}
+    with pytest.raises(SettingsError, match=r"1 fault\(s\) in `stego\.run`"):
+        ablate(tmp_path, "stego", seeds=[0], variants=["STEGO (as set)"])
     assert trials.changes == []

@@ -198,6 +198,14 @@ def test_steps_of_another_item_do_not_count(tree):
     assert _scale(item, {"fit": {"one": {"steps": 4}, "two": {"steps": 8}}})[0] == 2.0
 
 
+def test_settings_that_all_items_share_count():
+    probe = took(stage="kmeans-predict@raw", params={"stego.probe": {"steps": 100, "batch": 8}})
+    assert _scale(probe, {"stego.probe": {"steps": 1000, "batch": 8}})[0] == 10.0
+    for item, factor in (("linear", 3.0), ("maskclip", 1.0)):
+        one = took(stage=f"baseline-predict@{item}", params={"baseline": {"linear": {"steps": 2}}})
+        assert _scale(one, {"baseline": {"linear": {"steps": 6}}})[0] == factor
+
+
 def test_the_table_adds_up():
     steps = [
         Step("first", "nothing"),

@@ -46,7 +46,7 @@ def ablate(
         `seeds` with the metrics of each, `mean`, `std`.
 
     Raises:
-        SettingsError: no such method, table or variant.
+        SettingsError: no such method, table or variant; or settings refuse one of them, before the first is run.
     """
     if method not in METHODS or METHODS[method].ablations is None:
         raise SettingsError(
@@ -77,6 +77,8 @@ def ablate(
     chosen = list(variants) or [name for name in changes if name not in same[1:]]
     # The CLIP is measured beside methods that use one.
     encoders = ["encode-evaluate"] if "encode" in upstream_of(trials.graph, f"{method}-evaluate") else []
+    trials.settings_under(common)
+    _refuse(trials, table, {name: {**common, **changes[name]} for name in chosen})
     for seed in seeds:
         for variant in chosen:
             print(f"== {method}, variant {variant}, seed {seed}", flush=True)
@@ -109,6 +111,30 @@ def ablate(
         "seeds": list(seeds),
         "rows": rows,
     }
+
+
+def _refuse(trials: Trials, table: str, variants: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse a table of which a variant could not run, rather than stop in the middle of it."""
+    fit: list[str] = []
+    refused: dict[str, list[str]] = {}  # what would be allowed -> the variants, which mostly share a fault
+    for name, changes in variants.items():
+        try:
+            trials.settings_under(changes)
+            fit.append(name)
+        except SettingsError as error:
+            refused.setdefault(error.allowed, []).append(name)
+    if refused:
+        raise SettingsError(
+            found=f"{len(variants) - len(fit)} of {len(variants)} variants of the table {table} that settings refuse:"
+            + "".join(f"\n  - {_quoted(names)}" for names in refused.values()),
+            allowed="".join(refused),
+            fix=(f"name each that is to run by --variant: {_quoted(fit)}" if fit else "name other variants or --table")
+            + "; or use a profile that fits all of them",
+        )
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def table_lines(result: Mapping[str, Any]) -> list[str]:

@@ -217,11 +217,11 @@ def _scale(took: Took, params: Mapping[str, Any]) -> tuple[float, str]:
         return 1.0, basis
     factor = 1.0
     old, new = dict(_leaves(took.params)), dict(_leaves(params))
-    item = took.stage.partition("@")[2]
+    group, _, item = took.stage.partition("@")
     for key, value in new.items():
         before, parts = old.get(key), key.split(".")
-        if item and item not in parts:
-            continue  # settings of another item of the same stage
+        if item and parts[0] == group.partition("-")[0] and item not in parts:
+            continue  # in the block of the group, settings of another of its items
         if parts[-1] in PER_STEP and value and before and value != before:
             factor *= value / before
     return factor, f"{basis} with other settings" + (f", times {factor:.2g}" if factor != 1 else "")

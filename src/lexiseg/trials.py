@@ -57,6 +57,18 @@ class Trials:
             SettingsError: wrong settings, or such as would change the graph itself.
             StageError: something the trials rest on changed since they began.
         """
+        values, settings = self.settings_under(changes)
+        results: dict[str, _Result] = {}
+        for name in self._needed(targets):
+            results[name] = self._run_node(self.graph[name], values, settings, results)
+        return {name: results[name].folder for name in targets}
+
+    def settings_under(self, changes: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+        """What a trial with these changes goes by: the plain values, and the settings.
+
+        Raises:
+            SettingsError: wrong settings, or such as would change the graph itself.
+        """
         values = override(self.values, changes)
         settings = parse_settings(values, source=f"params.yaml with {dict(changes)}")
         shaping = [key for key in SHAPING if value_at(values, key) != value_at(self.values, key)]
@@ -66,10 +78,7 @@ class Trials:
                 allowed="changes of settings that leave the stages and their inputs as they are",
                 fix="set it in params.yaml (or by `lexiseg profile use`), run `dvc repro`, then the trials",
             )
-        results: dict[str, _Result] = {}
-        for name in self._needed(targets):
-            results[name] = self._run_node(self.graph[name], values, settings, results)
-        return {name: results[name].folder for name in targets}
+        return values, settings
 
     def _run_node(
         self, node: Node, values: Mapping[str, Any], settings: Any, results: Mapping[str, _Result]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from lexiseg.errors import DataError
 from lexiseg.evaluation.cluster_scores import ALPHA, map_names, pack
-from lexiseg.evaluation.clusters import evaluate_clusters
+from lexiseg.evaluation.clusters import count_clusters, evaluate_clusters
 from lexiseg.evaluation.evaluate import SplitResult
 from lexiseg.evaluation.predictions import PredictionWriter
 from lexiseg.evaluation.protocol import ProtocolCard, load_protocol
@@ -93,6 +93,9 @@ def test_clusters_with_other_numbers_than_the_classes(evaluate):
         ("b", truths["b"].tolist()),
     ]
     assert result.confusions == []
+    # No class was labelled in training: none is seen or unseen.
+    assert not [name for name in result.metrics if "seen" in name or "harmonic" in name]
+    assert not [row for row in result.per_class if "seen" in row]
     assert result.clusters.counts.tolist() == [[0, 62, 0], [0, 0, 30], [32, 0, 0]]
     assert result.clusters.rows[2] == {
         "cluster": 2,
@@ -253,9 +256,13 @@ def test_the_picture_is_scaled_as_the_prediction_was(predict, write_prepared, ne
             predictions=predict({"a": halves()}),
             prepared=prepared,
             split="test",
-            protocol=card("unlabelled", vocabulary=NOTHING, centre_crop=8),
+            protocol=card(
+                "unlabelled",
+                vocabulary=NOTHING,
+                centre_crop=8,
+                crop_filter="nearest" if nearest else "bilinear",
+            ),
             pictures=1,
-            nearest=nearest,
         )
     assert (len(np.unique(result.examples[0].image)) == 1) == nearest
 
@@ -417,6 +424,9 @@ def test_predictions_of_another_method_are_an_error(tmp_path, write_prepared):
             protocol=card(),
         )
     check(caught, found="for the labels sky, grass, ring", allowed="maps of clusters", fix="dvc repro")
+    with pytest.raises(DataError) as caught:
+        count_clusters(tmp_path / "predict", "test")
+    check(caught, found="for the labels sky, grass, ring", allowed="maps of clusters", fix="dvc repro")
 
 
 @pytest.mark.parametrize(
@@ -441,4 +451,9 @@ def test_a_stale_prediction_is_an_error(evaluate):
 def test_a_linear_probe_of_other_classes_is_an_error(evaluate):
     with pytest.raises(DataError) as caught:
         evaluate({"a": halves()}, {"a": halves()}, classes=("sky", "grass", "hoop"), linear=identity(3))
-    check(caught, found="the class 'hoop' in the predictions", allowed="sky, grass, ring", fix="dvc repro")
+    check(caught, found="the class 'hoop' in the predictions", allowed="sky, grass, ring", fix="stego.probe.linear")
+
+
+def test_the_number_of_clusters(predict):
+    linear = torch.eye(5)[:3], torch.zeros(3)
+    assert count_clusters(predict({"a": halves()}, count=5, classes=WORDS.names, linear=linear), "test") == 5

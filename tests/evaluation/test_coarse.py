@@ -176,3 +176,5 @@ def test_positions_of_names():
     with pytest.raises(DataError, match="the class 'hoop'") as caught:
         classes.position("hoop")
     assert "sky, thing, ring, star" in caught.value.allowed
+    for way in ("a card whose classes they are", "`stego.probe.linear: false`", "where the data set changed"):
+        assert way in caught.value.fix

@@ -65,6 +65,13 @@ def test_absent_class_policy():
 def test_metrics_that_do_not_exist_are_none():
     result = metrics(counted([0, 1], [0, 1]), seen=(True,) * 4, things=(False,) * 4)
     assert (result["miou_unseen"], result["miou_harmonic"], result["miou_things"]) == (None, None, None)
+
+
+def test_where_nothing_is_said_of_training_its_means_are_left_out():
+    confusion = counted([0, 1, 2, 3], [0, 1, 2, 2])
+    everything, rest = metrics(confusion), metrics(confusion, seen=None)
+    assert everything.keys() - rest.keys() == {"miou_seen", "miou_unseen", "miou_harmonic"}
+    assert rest.items() <= everything.items()
     assert set(metrics(counted([-100], [0])).values()) == {None}
 
 

@@ -3,6 +3,7 @@ import pytest
 from lexiseg.errors import SettingsError
 from lexiseg.evaluation.protocol import (
     Background,
+    Matching,
     ProtocolCard,
     ProtocolError,
     load_protocol,
@@ -65,7 +66,7 @@ OF_CLUSTERS = {
     "clusters": ("any", None, True),
     "unlabelled": ("any", None, False),
 }
-MATCHING = {"split": "evaluated", "unmatched": "error"}
+MATCHING = {"split": "evaluated", "unmatched": "error", "clusters": 3}
 CRF = {
     "crf_iterations": 10,
     "gaussian_width": 1.0,
@@ -162,17 +163,20 @@ def test_what_decides_numbers_of_clusters_is_on_the_card():
         applied(changed(card, coarse="stuff_and_thing")).hash,
         applied(matching={**MATCHING, "split": "val"}).hash,
         applied(matching={**MATCHING, "unmatched": "majority"}).hash,
+        applied(matching={**MATCHING, "clusters": 4}).hash,
         applied(centre_crop=320).hash,
+        applied(centre_crop=320, crop_filter="nearest").hash,
+        applied(max_side=512).hash,
         applied(flips=True).hash,
         applied(refinement=CRF).hash,
         applied(refinement={**CRF, "bilateral_colour": 5.0}).hash,
         applied(load_protocol("unlabelled")).hash,
     }
-    assert len(hashes) == 9
+    assert len(hashes) == 12
     found = applied(refinement=CRF, centre_crop=320)
     entry = found.entry()["card"]
     assert (entry["matching"], entry["refinement"], entry["centre_crop"]) == (MATCHING, CRF, 320)
-    assert {"coarse", "labelled"}.isdisjoint(entry)  # as on all cards that do not use them
+    assert {"coarse", "labelled", "crop_filter", "max_side"}.isdisjoint(entry)  # as on all cards that do not use them
     assert parse(entry, ProtocolCard).hash == found.hash
     assert applied(refinement="none").hash == applied().hash
 
@@ -218,10 +222,11 @@ def test_a_card_of_clusters_needs_clusters(name):
 
 
 def test_a_card_may_say_itself_how_clusters_are_named():
-    card = changed(load_protocol("clusters"), matching=MATCHING)
-    assert resolve(card, inference={"matching": MATCHING}).matching == card.matching
+    card = changed(load_protocol("clusters"), matching={"split": "evaluated", "unmatched": "error"})
+    # It leaves the number of clusters open.
+    assert resolve(card, inference={"matching": MATCHING}).matching == Matching(**MATCHING)
     with pytest.raises(ProtocolError) as caught:
-        resolve(card, inference={"matching": {"split": "val", "unmatched": "error"}})
+        resolve(card, inference={"matching": {**MATCHING, "split": "val"}})
     assert "the matching split: val, unmatched: error" in caught.value.found
     assert "split: evaluated, unmatched: error" in caught.value.allowed
     assert "`stego.match`" in caught.value.fix
@@ -249,6 +254,8 @@ def test_a_card_of_clusters_for_other_data_is_refused():
         ({"matching": {"split": "val", "unmatched": "skip"}}, "unmatched"),
         ({"refinement": {**CRF, "crf_iterations": 0}}, "crf_iterations"),
         ({"centre_crop": 0}, "centre_crop"),
+        ({"crop_filter": "bicubic"}, "crop_filter"),
+        ({"max_side": 0}, "max_side"),
     ],
 )
 def test_a_card_of_clusters_that_contradicts_itself(changes, message):
@@ -410,6 +417,14 @@ def test_a_card_cannot_claim_what_the_code_does_not_do(change):
 def test_one_pass_is_what_a_card_says_by_itself():
     card, plain = load_protocol("generic"), PredictSettings().card()
     assert resolve(card, inference=plain).hash == resolve(card).hash
+
+
+def test_numbers_of_clusters_do_not_compare():
+    three, four = (
+        resolve(load_protocol("clusters"), inference={"matching": {**MATCHING, "clusters": count}}) for count in (3, 4)
+    )
+    with pytest.raises(ProtocolError, match=r"which differ in matching: .*'clusters': 3.* and .*'clusters': 4"):
+        require_same_protocol(three, four)
 
 
 def test_results_under_two_protocols_are_not_compared():

@@ -54,6 +54,7 @@ SMALL: dict[str, Any] = {
     "lseg.train.steps": 2,
     "lseg.train.warmup": 1,
     "lseg.train.batch": 2,
+    "stego.protocol": "clusters",
     "stego.features.pictures": None,
     "stego.neighbours.count": 2,
     "stego.model.dim": 4,

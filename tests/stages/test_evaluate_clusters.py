@@ -92,7 +92,7 @@ def test_writes_metrics_tables_and_pictures(inputs, tmp_path):
     }
     card = result["protocol"]["card"]
     assert (card["dataset"], card["templates"]) == ("micro", [])
-    assert card["matching"] == {"split": "evaluated", "unmatched": "error"}
+    assert card["matching"] == {"split": "evaluated", "unmatched": "error", "clusters": 3}
     metrics = result["splits"]["test"]
     # Of 30 labelled rows in each of four pictures, 16 pixels are of the cluster without a class.
     assert metrics["pixel_accuracy"] == pytest.approx(1 - 16 / 960)
@@ -101,6 +101,9 @@ def test_writes_metrics_tables_and_pictures(inputs, tmp_path):
     assert table(tmp_path / "out/tables/test_confusions.csv") == [
         {"true": "sky", "predicted": "(no class)", "pixels": "64", "share": str(64 / (54 * 32))}
     ]
+    # To clusters no class was labelled in training.
+    assert "miou_seen" not in metrics
+    assert list(table(tmp_path / "out/tables/test_per_class.csv")[0])[:3] == ["class", "thing", "iou"]
     rows = table(tmp_path / "out/tables/test_clusters.csv")
     assert [(row["cluster"], row["class"], row["pixels"]) for row in rows] == [
         ("0", "grass", str((20 + 19 + 18 + 17) * 32)),
@@ -178,9 +181,19 @@ def test_pictures_are_cropped_as_the_prediction_was(inputs, tmp_path, monkeypatc
     for name, filter_ in (("smooth", "bilinear"), ("nearest", "nearest")):
         result = run(inputs, tmp_path / name, predict={"crop": 16, "filter": filter_, "flip": True}, pictures=0)
         assert result["protocol"]["card"]["centre_crop"] == 16
+        assert result["protocol"]["card"].get("crop_filter", "bilinear") == filter_
         assert result["protocol"]["card"]["flips"]
         assert set(seen) == {(3, 16, filter_ == "nearest"), (2, 16, True)}
         seen.clear()
+
+
+def test_the_card_says_how_pictures_were_scaled(inputs, tmp_path):
+    cards = [
+        run(inputs, tmp_path / str(number), predict=predict, pictures=0)["protocol"]["card"]
+        for number, predict in enumerate([{}, {"filter": "nearest"}, {"max_side": 512}])
+    ]
+    assert cards[0] == cards[1]  # without a crop nothing is filtered
+    assert cards[2] == {**cards[0], "max_side": 512}
 
 
 def test_the_size_of_episodes_is_nothing_to_clusters(inputs, tmp_path):

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+REGIONS = "regions.safetensors"  # in a model folder: what a CLIP sees in each cluster, where there was one
 ALPHA = 2.0  # logits are so many times the cosine, as in the authors' evaluation
 
 _CLUSTER, _LINEAR = "cluster ", "linear "

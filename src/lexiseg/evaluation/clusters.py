@@ -50,7 +50,6 @@ def evaluate_clusters(
     protocol: ProtocolCard,
     pictures: int = 0,
     refine: Refine | None = None,
-    nearest: bool = False,
     names: Sequence[str | None] | None = None,
 ) -> SplitResult:
     """Evaluate the clusters of one split, picture by picture.
@@ -64,7 +63,6 @@ def evaluate_clusters(
         pictures: number of examples to keep.
         refine: (logits (N, H, W), picture (H, W, 3)) -> scores (N, H, W), for the logits of a linear probe as well;
             None: the logits are compared as they are.
-        nearest: pictures were brought to `centre_crop` by the nearest pixel, see `centre_square`.
         names: the class of each cluster, where an earlier call under the same card found them on a split of their own;
             None: they are found here.
 
@@ -80,7 +78,7 @@ def evaluate_clusters(
             split without labels, or a linear probe of classes that the data set does not have.
     """
     folders: dict[str, Any] = {"predictions": predictions, "prepared": prepared}
-    how: dict[str, Any] = {"protocol": protocol, "refine": refine, "nearest": nearest}
+    how: dict[str, Any] = {"protocol": protocol, "refine": refine}
     source = _Source(split, **folders, **how)
     wanted = spread(len(source.data), pictures)
     if not protocol.labelled:
@@ -119,6 +117,27 @@ def evaluate_clusters(
             counts=counts.counts,
         ),
     )
+
+
+def count_clusters(predictions: Path, split: str) -> int:
+    """The number of clusters that the predictions of a split are maps of.
+
+    Raises:
+        DataError: predictions of another kind, or none for this split.
+    """
+    names, _ = read_predictions(predictions, split)
+    return _parts(names, split)[0]
+
+
+def _parts(names: Sequence[str], split: str) -> tuple[int, tuple[str, ...]]:
+    try:
+        return read_names(names)
+    except ValueError as error:
+        raise DataError(
+            found=f"predictions of the split {split!r} for the labels {', '.join(names[:5])}",
+            allowed="maps of clusters",
+            fix="run the predict stage again (`dvc repro` does it)",
+        ) from error
 
 
 def _without_names(source: _Source, wanted: set[int]) -> SplitResult:
@@ -230,19 +249,11 @@ class _Source:
         prepared: Path,
         protocol: ProtocolCard,
         refine: Refine | None,
-        nearest: bool,
     ) -> None:
         self.split, self.data, self.protocol = split, PreparedSplit(prepared, split), protocol
-        self._refine, self._nearest = refine, nearest
+        self._refine = refine
         self._names, self._scored = read_predictions(predictions, split)
-        try:
-            self.clusters, self.linear = read_names(self._names)
-        except ValueError as error:
-            raise DataError(
-                found=f"predictions of the split {split!r} for the labels {', '.join(self._names[:5])}",
-                allowed="maps of clusters",
-                fix="run the predict stage again (`dvc repro` does it)",
-            ) from error
+        self.clusters, self.linear = _parts(self._names, split)
 
     def found(self, title: str) -> Iterator[_Found]:
         """The pictures that count, in the order of the predictions.
@@ -265,7 +276,7 @@ class _Source:
         truth = self.data.semantic(position) if self.protocol.labelled else None
         side = self.protocol.centre_crop
         if side is not None:
-            image = centre_square(image, side, nearest=self._nearest)
+            image = centre_square(image, side, nearest=self.protocol.crop_filter == "nearest")
             truth = truth if truth is None else centre_square(truth, side, nearest=True)
         return image, np.empty((0, 0), np.int64) if truth is None else truth
 

@@ -93,7 +93,9 @@ class ClassSet:
         raise DataError(
             found=f"the class {name!r} in the predictions",
             allowed=f"one of {', '.join(dict.fromkeys((*self.names, *self.vocabulary.names)))}",
-            fix="run the stages before again on this data set (`dvc repro` does it)",
+            fix="a linear probe knows its classes by training, that of an imported model those of its own data: set "
+            "`stego.protocol` to a card whose classes they are, or `stego.probe.linear: false`; where the data set "
+            "changed, run the stages before again (`dvc repro` does it)",
         )
 
 

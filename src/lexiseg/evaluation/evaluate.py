@@ -67,8 +67,10 @@ class SplitResult:
     Attributes:
         classes: names that were evaluated, by id; of clusters without labels, the clusters' own.
         metrics: {miou, miou_seen, miou_unseen, miou_harmonic, miou_things, miou_stuff, pixel_accuracy,
-            mean_accuracy, fw_iou, boundary_f}, each 0..1, or None where it does not exist.
-        per_class: a row per class: class, seen, thing, iou, accuracy, boundary_f, pixels_true, pixels_predicted.
+            mean_accuracy, fw_iou, boundary_f}, each 0..1, or None where it does not exist. Of clusters without
+            miou_seen, miou_unseen and miou_harmonic: no class was labelled in their training.
+        per_class: a row per class: class, seen (not of clusters), thing, iou, accuracy, boundary_f, pixels_true,
+            pixels_predicted.
         confusions: rows of true, predicted, pixels, share; most pixels first.
         examples: a few pictures, spread evenly over the split.
         images: number of labelled images that were counted; without labels, of all.
@@ -161,6 +163,7 @@ class SplitCounter:
     def __init__(self, classes: ClassSet, protocol: ProtocolCard, *, unnamed: bool = False) -> None:
         self.images = 0
         self._classes = classes
+        self._seen = None if protocol.of_clusters else classes.seen
         self._absent: AbsentClass = protocol.absent_class
         self._confusion = ConfusionMatrix(classes.names, unnamed=unnamed)
         self._boundary = BoundaryScore(classes.names, tolerance=protocol.boundary_tolerance or 0.0)
@@ -174,7 +177,7 @@ class SplitCounter:
     def result(self, examples: list[Example]) -> SplitResult:
         """The numbers of all images."""
         classes, confusion, boundary = self._classes, self._confusion, self._boundary
-        metrics = confusion.metrics(seen=classes.seen, things=classes.things, absent_class=self._absent)
+        metrics = confusion.metrics(seen=self._seen, things=classes.things, absent_class=self._absent)
         iou, accuracy, boundary_f = confusion.iou, confusion.accuracy, boundary.f_score
         true, predicted = confusion.true_pixels, confusion.predicted_pixels
         return SplitResult(
@@ -183,7 +186,7 @@ class SplitCounter:
             per_class=[
                 {
                     "class": name,
-                    "seen": classes.seen[id],
+                    **({} if self._seen is None else {"seen": self._seen[id]}),
                     "thing": classes.things[id],
                     "iou": _number(iou[id]),
                     "accuracy": _number(accuracy[id]),

@@ -102,7 +102,7 @@ class ConfusionMatrix:
         return _ratio(self.counts.diagonal(), self.true_pixels)
 
     def metrics(
-        self, *, seen: Sequence[bool], things: Sequence[bool], absent_class: AbsentClass
+        self, *, seen: Sequence[bool] | None, things: Sequence[bool], absent_class: AbsentClass
     ) -> dict[str, float | None]:
         """The headline numbers, 0..1 or None.
 
@@ -112,21 +112,17 @@ class ConfusionMatrix:
         by each class's share of the true pixels.
 
         Args:
-            seen: C flags, True = labelled in training.
+            seen: C flags, True = labelled in training; None: that says nothing here, and its means are left out.
             things: C flags, True = countable.
             absent_class: classes whose value is NaN (see `iou`, `accuracy`) are left out ("exclude") or
                 count as 0 ("zero").
         """
-        is_seen, is_thing = np.asarray(seen, dtype=bool), np.asarray(things, dtype=bool)
+        is_thing = np.asarray(things, dtype=bool)
         iou = self.iou
-        miou_seen = mean_over(iou[is_seen], absent_class=absent_class)
-        miou_unseen = mean_over(iou[~is_seen], absent_class=absent_class)
         total = int(self.counts.sum())
         return {
             "miou": mean_over(iou, absent_class=absent_class),
-            "miou_seen": miou_seen,
-            "miou_unseen": miou_unseen,
-            "miou_harmonic": harmonic_mean(miou_seen, miou_unseen),
+            **({} if seen is None else _by_training(iou, np.asarray(seen, dtype=bool), absent_class)),
             "miou_things": mean_over(iou[is_thing], absent_class=absent_class),
             "miou_stuff": mean_over(iou[~is_thing], absent_class=absent_class),
             "pixel_accuracy": float(self.counts.trace() / total) if total else None,
@@ -157,6 +153,13 @@ class ConfusionMatrix:
                 }
             )
         return rows
+
+
+def _by_training(iou: np.ndarray, seen: np.ndarray, absent_class: AbsentClass) -> dict[str, float | None]:
+    miou_seen = mean_over(iou[seen], absent_class=absent_class)
+    miou_unseen = mean_over(iou[~seen], absent_class=absent_class)
+    harmonic = harmonic_mean(miou_seen, miou_unseen)
+    return {"miou_seen": miou_seen, "miou_unseen": miou_unseen, "miou_harmonic": harmonic}
 
 
 def mean_over(values: Iterable[float] | np.ndarray, *, absent_class: AbsentClass) -> float | None:

@@ -85,10 +85,12 @@ class Matching(Block):
     Attributes:
         split: whose labels name them, by Hungarian matching; "evaluated": each split's own.
         unmatched: what becomes of clusters beyond the number of classes, see `lexiseg.evaluation.matching`.
+        clusters: how many there are: other numbers do not compare. A card leaves it null, `resolve` fills it.
     """
 
     split: str
     unmatched: Literal["error", "majority"]
+    clusters: Annotated[int, Field(ge=1)] | None = None
 
 
 class ProtocolCard(Block):
@@ -130,6 +132,9 @@ class ProtocolCard(Block):
             `lexiseg.evaluation.coarse`.
         centre_crop: null: whole pictures. Otherwise picture and labels are scaled to this short side in pixels, labels
             by the nearest one, and their centre square is evaluated; filled by `resolve`.
+        crop_filter: how pictures are scaled to `centre_crop`: bilinearly, or by the nearest pixel; filled by `resolve`.
+        max_side: of methods of clusters: longer side in pixels that pictures are scaled down to before the network;
+            null: no limit. Filled by `resolve`; other methods do not state theirs.
         labelled: false: nothing is compared with labels; of methods of clusters only, which can be described without.
     """
 
@@ -157,6 +162,8 @@ class ProtocolCard(Block):
     matching: Literal["any"] | Matching | None = None
     coarse: Literal["cocostuff27", "cityscapes27", "potsdam3", "stuff_and_thing"] | None = None
     centre_crop: Annotated[int, Field(ge=1)] | None = None
+    crop_filter: Literal["bilinear", "nearest"] = "bilinear"
+    max_side: Annotated[int, Field(ge=1)] | None = None
     labelled: bool = True
 
     @model_validator(mode="after")
@@ -196,7 +203,7 @@ class ProtocolCard(Block):
             episodes: the setting `evaluate.episodes`.
             inference: how the method made the scores: `sliding_window`, `flips`, `scales`, `refinement` and the like,
                 where they are not those of one pass over the whole image; `background_threshold` where the method
-                sets its own; and `matching` of a method of clusters, which no other method has.
+                sets its own; and `matching` of a method of clusters, which no other method has, with their number.
 
         Raises:
             ProtocolError: the card is for another data set or kind of method, asks for classes that the vocabulary
@@ -240,10 +247,11 @@ class ProtocolCard(Block):
         if asked is None or not self.labelled:
             return {}
         matching = Matching(**asked)
-        if isinstance(self.matching, Matching) and self.matching != matching:
+        fixed = self.matching
+        if isinstance(fixed, Matching) and (fixed.split, fixed.unmatched) != (matching.split, matching.unmatched):
             raise ProtocolError(
                 found=f"the protocol {self.name!r} with the matching {_listed(matching)}",
-                allowed=f"{_listed(self.matching)} with this card",
+                allowed=f"{_listed(fixed)} with this card",
                 fix="set `stego.match` in params.yaml, or `stego.protocol: clusters`, which leaves it to the settings",
             )
         return {"matching": matching}
@@ -347,7 +355,7 @@ class ProtocolCard(Block):
     def _content(self) -> dict[str, Any]:
         # These fields came later: cards that do not use them keep their hashes.
         names = ("episodes", "base_size", "short_side", "window_stride", "align_corners", "class_list")
-        names += ("matching", "coarse", "centre_crop", "labelled")
+        names += ("matching", "coarse", "centre_crop", "crop_filter", "max_side", "labelled")
         later = {name for name in names if getattr(self, name) == type(self).model_fields[name].default}
         return self.model_dump(mode="json", exclude=later)
 

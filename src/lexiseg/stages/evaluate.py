@@ -4,7 +4,7 @@ metrics.json                        {"method", "protocol": {name, hash, card}, "
                                     also "clusters": {"matched_on", "names", "classes"}: the class of each cluster
                                     (null: none) and the split whose labels say so, both null without labels; all
                                     classes
-tables/<split>_per_class.csv        a row per class
+tables/<split>_per_class.csv        a row per class, of clusters without the column `seen`
 tables/<split>_confusions.csv       the most frequent mistakes (not of episodes, where classes do not compete)
 tables/<split>_clusters.csv         a row per cluster
 tables/<split>_cluster_classes.csv  labelled pixels by cluster (rows) and class
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lexiseg.evaluation.cluster_scores import cluster_names
-from lexiseg.evaluation.clusters import evaluate_clusters
+from lexiseg.evaluation.clusters import count_clusters, evaluate_clusters
 from lexiseg.evaluation.coarse import evaluated_classes
 from lexiseg.evaluation.episodes import evaluate_episodes
 from lexiseg.evaluation.evaluate import SplitResult, evaluate_split
@@ -43,6 +43,8 @@ PER_CLASS: tuple[str, ...] = (
     "pixels_true",
     "pixels_predicted",
 )
+# To clusters no class was labelled in training.
+PER_CLUSTERED_CLASS: tuple[str, ...] = tuple(column for column in PER_CLASS if column != "seen")
 PER_EPISODE_CLASS: tuple[str, ...] = ("class", "seen", "episodes", "iou", "intersection", "union")
 CONFUSIONS: tuple[str, ...] = ("true", "predicted", "pixels", "share")
 CLUSTERS: tuple[str, ...] = ("cluster", "class", "pixels", "share", "cosine", "precision")
@@ -76,7 +78,7 @@ def run(settings: Any, inputs: Mapping[str, Path], outputs: Path, *, method: str
         templates=() if owner else _templates(settings.encode.text, vocabulary),
         boundary_tolerance=settings.evaluate.boundary_tolerance,
         episodes=None if owner else settings.evaluate.episodes,
-        inference=_inference(settings, owner or method),
+        inference=_inference(settings, owner or method, predictions),
     )
     how: dict[str, Any] = {
         "predictions": predictions,
@@ -86,7 +88,7 @@ def run(settings: Any, inputs: Mapping[str, Path], outputs: Path, *, method: str
         "refine": _refiner(settings, owner or method),
     }
     if owner:
-        measure = partial(evaluate_clusters, **how, nearest=asked.predict.filter == "nearest")
+        measure = partial(evaluate_clusters, **how)
     elif protocol.episodes:  # in which there is no background to be found
         measure = partial(evaluate_episodes, **how)
     else:
@@ -98,7 +100,7 @@ def run(settings: Any, inputs: Mapping[str, Path], outputs: Path, *, method: str
         result = measure(split=split)
         metrics[split] = result.metrics
         _write_tables(outputs / "tables", split, result, protocol)
-        # To clusters no class was labelled in training: there is nothing to mark.
+        # Of clusters there is nothing to mark.
         _write_pictures(outputs / "pictures", split, result, () if owner else vocabulary.unseen_names)
         if result.clusters is not None and not clusters:
             classes = evaluated_classes(protocol, vocabulary).names
@@ -125,13 +127,15 @@ def _refiner(settings: Any, method: str) -> Any:
     return resolve(entry.refiner)(getattr(settings, method).refine.model_dump(mode="json"))
 
 
-def _inference(settings: Any, method: str) -> dict[str, Any]:
+def _inference(settings: Any, method: str, predictions: Path) -> dict[str, Any]:
     # Baselines of methods without clusters see each picture once and whole.
     if method.startswith("baselines/"):
         return {}
     own, entry = getattr(settings, method), METHODS[method]
     card = own.predict.card() | (own.refine.card() if entry.refiner else {})
-    return card | (own.match.card() if entry.clusters else {})
+    if not entry.clusters:
+        return card
+    return card | own.match.card(clusters=count_clusters(predictions, settings.evaluate.splits[0]))
 
 
 def _templates(text: Any, vocabulary: Vocabulary) -> tuple[str, ...]:
@@ -150,7 +154,8 @@ def _write_tables(folder: Path, split: str, result: SplitResult, protocol: Proto
         write(name, columns, [[row[column] for column in columns] for row in rows])
 
     if protocol.labelled:
-        write_rows("per_class", PER_EPISODE_CLASS if protocol.episodes else PER_CLASS, result.per_class)
+        columns = PER_CLUSTERED_CLASS if protocol.of_clusters else PER_CLASS
+        write_rows("per_class", PER_EPISODE_CLASS if protocol.episodes else columns, result.per_class)
     if protocol.labelled and not protocol.episodes:
         write_rows("confusions", CONFUSIONS, result.confusions)
     if result.clusters is not None:
