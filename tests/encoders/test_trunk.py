@@ -7,20 +7,11 @@ import torch
 import torch.nn.functional as F
 from helpers.tiny import encode_settings, timm_backbone
 
+from lexiseg.encoders.backbone_trunk import backbone_trunk
 from lexiseg.encoders.from_timm import save_backbone
 from lexiseg.encoders.tiny_trunk import TinyTrunk
-from lexiseg.encoders.trunk import (
-    NOT_RUN,
-    Facet,
-    Positions,
-    VitTrunk,
-    backbone_trunk,
-    build_trunk,
-    build_vit,
-    dino_positions,
-    load_trunk,
-    save_trunk,
-)
+from lexiseg.encoders.trunk import NOT_RUN, build_trunk, load_trunk, save_trunk
+from lexiseg.encoders.vit_trunk import Facet, Positions, VitTrunk, build_vit, dino_positions
 from lexiseg.errors import ModelError
 from lexiseg.storage import write_json
 

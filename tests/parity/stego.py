@@ -13,7 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from lexiseg.data.label_maps import cityscapes27, cocostuff27, potsdam3
-from lexiseg.encoders.trunk import VitTrunk
+from lexiseg.encoders.vit_trunk import VitTrunk
 from lexiseg.evaluation.cluster_scores import ALPHA
 from lexiseg.evaluation.matching import ClusterCounts, class_ious, class_scores
 from lexiseg.layers.crf import dense_crf

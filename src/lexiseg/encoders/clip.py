@@ -57,6 +57,11 @@ class FrozenClip:
         self.model.eval().requires_grad_(False)
 
     @property
+    def is_dense(self) -> bool:
+        """Whether the image tower is a ViT, which `embed_patches` needs."""
+        return isinstance(self.model.visual, VisionTransformer)
+
+    @property
     def patch_size(self) -> int:
         """Pixels per side of a patch. Raises ModelError where the image tower is not a ViT of open_clip."""
         return int(_require_vit(self.model.visual).patch_size[0])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lexiseg.encoders.tiny_clip import TinyClipConfig, TinyVision
+from lexiseg.encoders.trunk import Trunk
 from lexiseg.errors import ModelError
 
 
-class TinyTrunk(nn.Module):
+class TinyTrunk(Trunk):
     """The tiny CLIP's image tower with attention over the whole picture, read out as tokens after the last norm.
 
     Letters: B pictures of H x W pixels, h x w patches of 8 pixels, D channels.

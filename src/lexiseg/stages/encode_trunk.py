@@ -11,9 +11,11 @@ import torch
 
 from lexiseg.data.dataset import PreparedSplit
 from lexiseg.encoders.backbone import check_name
+from lexiseg.encoders.backbone_trunk import backbone_trunk
 from lexiseg.encoders.from_timm import save_backbone, statistics_of, timm_weights
 from lexiseg.encoders.settings import TrunkSettings
-from lexiseg.encoders.trunk import NOT_RUN, VIT_OPTIONS, VitTrunk, backbone_trunk, build_vit, copy_trunk, save_trunk
+from lexiseg.encoders.trunk import NOT_RUN, copy_trunk, save_trunk
+from lexiseg.encoders.vit_trunk import VIT_OPTIONS, VitTrunk, build_vit
 from lexiseg.storage import write_json, write_text
 from lexiseg.training import curve_csv
 from lexiseg.workspace import resolve_model
