@@ -80,17 +80,17 @@ INSTEAD = {
         "lexiseg ablate tcl --table texts --seeds 1 --variant nouns",
         "two variants and three seeds are six trainings; one is run",
     ),
-    "lexiseg ablate stego --seeds 2": (
+    "lexiseg ablate stego --seeds 3": (
         "lexiseg ablate stego --seeds 1 --variant 'k-means, whitened'",
-        "eight variants and two seeds are 16 trials; one is run",
+        "eight variants and three seeds are 24 trials; one is run",
     ),
-    "lexiseg ablate stego --table probes --seeds 2": (
-        "lexiseg ablate stego --table probes --seeds 1 --variant 'STEGO (as set), 11 clusters, probe 1'",
-        "16 variants and two seeds are 32 trials; one is run",
+    "lexiseg ablate stego --table probes --seeds 3": (
+        "lexiseg ablate stego --table probes --seeds 1 --variant 'STEGO (as set), start 1'",
+        "16 variants and three seeds are 48 trials; one is run",
     ),
-    "lexiseg ablate stego --table loss --seeds 2": (
+    "lexiseg ablate stego --table loss --seeds 3": (
         "lexiseg ablate stego --table loss --seeds 1 --variant 'no clamp'",
-        "24 variants and two seeds are 48 trials; one is run",
+        "twelve variants and three seeds are 36 trials; one is run",
     ),
     "lexiseg ablate lseg --table blocks --seeds 3": (
         "lexiseg ablate lseg --table blocks --seeds 1 --variant 'bottleneck 2'",

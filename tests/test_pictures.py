@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.ndimage import distance_transform_edt
 
 from lexiseg.pictures import enlarged, legend, overlay, palette, side_by_side, stack, write_png
-from lexiseg.pictures.overlay import _places
+from lexiseg.pictures.overlay import _depth, _places
 from lexiseg.pictures.text import text_size
 from lexiseg.storage import sha256_of_file
 
@@ -105,6 +106,15 @@ def test_names_stay_inside_apart_and_on_their_region():
             assert (label_map[top : top + height, left : left + width] == 2).all()
             assert abs(left + width / 2 - 120) < 50
     assert covered.max() == 1
+
+
+def test_depth_is_the_distance_to_the_outline():
+    region = np.random.default_rng(0).random((40, 30)) < 0.8
+    region[:, :6], region[25:] = False, False
+    region[3, 0] = True  # at the picture's edge
+    whole = np.asarray(distance_transform_edt(np.pad(region, 1)))[1:-1, 1:-1]
+    np.testing.assert_array_equal(_depth(region), whole)
+    assert whole[3, 0] == 1.0
 
 
 def test_a_name_too_long_for_the_picture_is_left_out():

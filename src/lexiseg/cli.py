@@ -471,7 +471,7 @@ def stego_diagnose(
     from lexiseg.methods.stego.diagnostics import diagnose
     from lexiseg.stages.settings import parse_settings, read_values
 
-    settings = parse_settings(read_values(root))
+    settings, out = parse_settings(read_values(root)), out.absolute()
     _prepare_process(root, threads=settings.threads)
     table, lines = diagnose(root / "outputs" / "stego", settings.stego, seed=settings.seed, out=out)
     print(json.dumps(table, indent=2) if as_json else "\n".join([*lines, f"pictures written to {out}"]))

@@ -10,6 +10,7 @@ from typing import Any
 import lexiseg
 from lexiseg.encoders.openai_clip import save_openai_clip
 from lexiseg.encoders.text import copy_text, load_text
+from lexiseg.encoders.trunk import trunk_sha256
 from lexiseg.errors import LabelError, ModelError
 from lexiseg.foreign import read_checkpoint
 from lexiseg.methods import METHODS, Imported, resolve
@@ -124,12 +125,13 @@ def import_model(
                     allowed="the text encoder that the network was trained with",
                     fix="name an encode or model folder that has it: --text FOLDER",
                 )
-        write_json(folder / "model.json", config)
         save_tensors(folder / "model.safetensors", dict(imported.tensors))
         if trunk:
             write_json(folder / "trunk" / "trunk.json", trunk_config)
             save_tensors(folder / "trunk" / "model.safetensors", dict(trunk))
             licences["trunk"] = trunk_config["licence"]
+            config["backbone"] = {**config["backbone"], "sha256": trunk_sha256(folder / "trunk")}
+        write_json(folder / "model.json", config)
         if vocabulary:
             write_json(folder / "vocabulary.json", vocabulary.to_json())
         source: dict[str, Any] = {"file": checkpoint.file, "sha256": checkpoint.sha256, "licence": licence}

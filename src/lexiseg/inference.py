@@ -61,6 +61,9 @@ class Model:
         """
         names = self.check_labels(labels)
         pixels = _as_array(image)
+        if self._clusters:
+            label_map, scores = self._scorer.segment(pixels, names, refine=self._refine)
+            return Segmentation(labels=names, label_map=label_map, scores=scores, protocol=protocol)
         scores = self._scorer.scores([pixels], names)[0]
         if self._refine is not None:
             scores = self._refine(scores, pixels)

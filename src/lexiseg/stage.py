@@ -29,7 +29,7 @@ from lexiseg.errors import StageError
 from lexiseg.history import Took, peak_memory, remember
 from lexiseg.pipeline import Node, hash_dependencies
 from lexiseg.settings import View, read_yaml
-from lexiseg.storage import atomic_path, hash_tree, read_json, sha256_of_json, write_json
+from lexiseg.storage import atomic_path, hash_tree, link_file, read_json, sha256_of_json, write_json
 from lexiseg.workspace import private_folder
 
 RunFunction = Callable[[Any, Mapping[str, Path], Path], None]
@@ -303,10 +303,7 @@ def _link(source: Path, target: Path) -> None:
         for path in sorted(source.iterdir()):
             _link(path, target / path.name)
         return
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)  # another file system, or one without hard links
+    link_file(source, target)
 
 
 def _waiting_lock(path: Path, name: str) -> FileLock:

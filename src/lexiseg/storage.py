@@ -73,6 +73,14 @@ def refused_write(error: OSError) -> StorageError | None:
     return StorageError(found=f"{os.strerror(error.errno)}{place}", allowed=allowed, fix=fix)
 
 
+def link_file(source: Path, target: Path) -> None:
+    """Give a file a second name; a copy, where the file system has no hard links or the target is on another one."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
 def write_text(target: Path | str, text: str) -> None:
     """Write `text` as UTF-8, atomically."""
     with atomic_path(target) as temporary:

@@ -2,7 +2,7 @@ import pickle
 
 import numpy as np
 import pytest
-from helpers.micro import mask, picture, settings, write_camvid, write_folder
+from helpers.micro import mask, picture, settings, write_camvid, write_folder, write_photos
 from torch.utils.data import DataLoader
 
 from lexiseg.data.dataset import PreparedSplit
@@ -32,14 +32,24 @@ def test_samples_come_back(prepared):
         assert sample[absent] is None
     assert split[0]["captions"] == ["a plant on grass", "grass"]
     assert (split.image(-1) == picture(203)).all()
+    assert (split.semantic(-1) == split[3]["semantic"]).all()
     assert split.captions == [["a plant on grass", "grass"], None, None, None]
 
 
 def test_pixels_without_a_label_are_minus_100(tmp_path):
     prepare.run(settings(name="camvid", adapter="camvid"), {"data": write_camvid(tmp_path / "raw")}, tmp_path / "out")
-    semantic = PreparedSplit(tmp_path / "out", "val")[0]["semantic"]
-    raw = mask(100, classes=12).astype(np.int64)
-    assert (semantic == np.where(raw == 11, -100, raw)).all()
+    split, raw = PreparedSplit(tmp_path / "out", "val"), mask(100, classes=12).astype(np.int64)
+    for semantic in (split[0]["semantic"], split.semantic(0)):
+        assert semantic is not None
+        assert semantic.dtype == np.int64
+        assert (semantic == np.where(raw == 11, -100, raw)).all()
+
+
+def test_a_picture_without_labels_has_none(tmp_path):
+    prepare.run(settings(name="own", adapter="folder"), {"data": write_photos(tmp_path / "raw")}, tmp_path / "out")
+    split = PreparedSplit(tmp_path / "out", "train")
+    assert split.semantic(0) is None
+    assert split[0]["semantic"] is None
 
 
 def test_index_outside(prepared):

@@ -9,12 +9,10 @@ from typing import Any
 
 import lexiseg
 from lexiseg.encoders.text import copy_text
-from lexiseg.evaluation.cluster_scores import cluster_names
+from lexiseg.evaluation.cluster_scores import REGIONS, cluster_names
 from lexiseg.methods import METHODS
 from lexiseg.storage import read_json, write_json
 from lexiseg.vocabulary import Vocabulary
-
-REGIONS = "regions.safetensors"  # what a CLIP sees in each cluster, where the stage name had one
 
 
 def run(settings: Any, inputs: Mapping[str, Path], outputs: Path, *, method: str) -> None:

@@ -2,14 +2,12 @@
 
 from typing import Any
 
-import pytest
 import torch
 import torch.nn.functional as F
 from helpers.micro import picture
 from helpers.tiny import tiny_clip
 
 from lexiseg.encoders.clip import FrozenClip
-from lexiseg.errors import DataError
 from lexiseg.methods.stego import naming
 from lexiseg.methods.stego.head import SegmentationHead
 from lexiseg.methods.stego.model import Stego
@@ -110,12 +108,13 @@ def test_a_region_is_the_mean_over_the_cells_that_its_cluster_wins():
     assert sorted(name_clusters(found, F.normalize(torch.randn(3, 24), dim=1))) == [0, 1, 2]
 
 
-def test_names_are_made_from_the_first_pictures(monkeypatch):
-    monkeypatch.setattr(naming, "PICTURES", 1)
-    pictures, frozen = pictures_of(3), clip()
-    found = region_embeddings(model(torch.eye(3)), pictures, pictures, frozen)
-    one = pictures_of(1)
-    torch.testing.assert_close(found, region_embeddings(model(torch.eye(3)), one, one, frozen))
+def test_names_are_made_from_pictures_of_the_whole_split(monkeypatch):
+    monkeypatch.setattr(naming, "_PIECES", 2)
+    pictures, frozen = pictures_of(5), clip()
+    seen, image = [], pictures.image
+    monkeypatch.setattr(pictures, "image", lambda number: seen.append(number) or image(number))
+    region_embeddings(model(torch.eye(3)), pictures, pictures, frozen)
+    assert seen == [0, 4]
 
 
 def test_pictures_are_resized_to_whole_patches_of_the_clip():
@@ -124,7 +123,7 @@ def test_pictures_are_resized_to_whole_patches_of_the_clip():
     torch.testing.assert_close(found.norm(dim=1), torch.tensor([1.0, 1.0, 0.0]))
 
 
-def test_pictures_smaller_than_a_patch_of_the_clip_are_refused():
+def test_pictures_smaller_than_a_patch_of_the_clip_are_enlarged():
     pictures = pictures_of(1, side=5)
-    with pytest.raises(DataError, match="a picture of 5 x 5 pixels"):
-        region_embeddings(model(torch.eye(3)), pictures, pictures, clip())
+    found = region_embeddings(model(torch.eye(3)), pictures, pictures, clip())
+    assert bool(found.isfinite().all())

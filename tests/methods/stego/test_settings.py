@@ -42,11 +42,12 @@ def test_what_goes_together_is_taken():
 
 def test_the_card_says_how_clusters_were_matched_and_refined():
     stego = settings({"stego.match.unmatched": "majority", "stego.predict.flip": True}).stego
-    assert stego.match.card() == {"matching": {"split": "evaluated", "unmatched": "majority"}}
-    assert stego.predict.card() == {"flips": True, "centre_crop": None}
+    matching = {"split": "evaluated", "unmatched": "majority", "clusters": 3}
+    assert stego.match.card(clusters=3) == {"matching": matching}
+    assert stego.predict.card() == {"flips": True, "centre_crop": None, "crop_filter": "bilinear", "max_side": 512}
     assert stego.refine.card() == {"refinement": "none"}
     stego = settings({"stego.match.split": "val", "stego.refine.crf_iterations": 10}).stego
-    assert stego.match.card() == {"matching": {"split": "val", "unmatched": "error"}}
+    assert stego.match.card(clusters=3) == {"matching": {"split": "val", "unmatched": "error", "clusters": 3}}
     assert stego.refine.card()["refinement"]["crf_iterations"] == 10
 
 

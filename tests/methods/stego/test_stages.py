@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,20 +13,24 @@ from helpers.micro import save
 from helpers.tiny import encoded, prepare_again, prepared, settings, vocabulary_of
 
 import lexiseg
+from lexiseg.data.dataset import PreparedSplit
 from lexiseg.errors import DataError, LabelError, ModelError
 from lexiseg.evaluation.cluster_scores import ClusterMaps, map_names
 from lexiseg.evaluation.predictions import read_predictions
 from lexiseg.methods.stego import stages
 from lexiseg.methods.stego.ablations import TABLES
+from lexiseg.methods.stego.build import new_head
 from lexiseg.methods.stego.diagnostics import diagnose
+from lexiseg.methods.stego.features import FeatureStore
+from lexiseg.methods.stego.refine import refiner
 from lexiseg.methods.stego.segmenter import StegoSegmenter
 from lexiseg.methods.stego.stages import read_neighbours
 from lexiseg.pipeline import read_graph
 from lexiseg.settings import View
 from lexiseg.stages import encode_trunk, evaluate, register
 from lexiseg.stages.registry import stage_function
-from lexiseg.storage import hash_tree, read_json, write_json
-from lexiseg.workspace import require_root
+from lexiseg.storage import hash_tree, load_tensors, read_json, save_tensors, write_json
+from lexiseg.workspace import model_identity, require_root
 
 NAMED = {"evaluate.protocol": "generic"}
 NODES = ("features", "neighbours", "train", "probe", "predict")
@@ -74,10 +79,14 @@ def test_every_node_repeats_itself(site, tmp_path):
 
 
 def test_training_reads_no_label(site, tmp_path, monkeypatch):
-    monkeypatch.setattr("lexiseg.data.dataset.PreparedSplit.__getitem__", lambda *_: pytest.fail("a label was read"))
+    for way in ("semantic", "__getitem__"):
+        monkeypatch.setattr(f"lexiseg.data.dataset.PreparedSplit.{way}", lambda *_: pytest.fail("a label was read"))
     for node in ("features", "neighbours", "train"):
         run(node, site.inputs, tmp_path)
-    run("probe", site.inputs, tmp_path, {"stego.probe.linear": False, "stego.probe.kind": "gradient"})
+    run("probe", site.inputs, tmp_path / "1", {"stego.probe.linear": False, "stego.probe.kind": "gradient"})
+    run("probe", site.inputs, tmp_path / "2", {"stego.protocol": "unlabelled", "stego.probe.clusters": 3})
+    with pytest.raises(pytest.fail.Exception, match="a label was read"):
+        run("probe", site.inputs, tmp_path / "3")
 
 
 def test_predictions_are_maps_of_clusters_and_of_the_linear_probe(site):
@@ -93,7 +102,7 @@ def test_metrics_of_clusters(site):
     assert 0 < metrics["miou"] <= 1
     assert 0 < metrics["linear_miou"] <= 1
     assert sorted(content["clusters"]["names"]) == ["grass", "ring", "sky"]
-    assert content["protocol"]["card"]["matching"] == {"split": "evaluated", "unmatched": "error"}
+    assert content["protocol"]["card"]["matching"] == {"split": "evaluated", "unmatched": "error", "clusters": 3}
 
 
 def test_names_by_a_clip_are_worth_what_the_counts_say(site):
@@ -107,7 +116,8 @@ def test_names_by_a_clip_are_worth_what_the_counts_say(site):
 
 
 def test_a_changed_crf_is_scored_without_the_model(site, tmp_path, monkeypatch):
-    monkeypatch.setattr("lexiseg.methods.load_scorer", lambda *_, **__: pytest.fail("the model was loaded"))
+    for loader in ("segmenter.StegoSegmenter.load", "build.load_model", "build.load_trunk"):
+        monkeypatch.setattr(f"lexiseg.methods.stego.{loader}", lambda *_, **__: pytest.fail("the model was loaded"))
     hashes = set()
     for number, iterations in enumerate((0, 2)):
         changes = {**NAMED, "stego.refine.crf_iterations": iterations}
@@ -115,7 +125,8 @@ def test_a_changed_crf_is_scored_without_the_model(site, tmp_path, monkeypatch):
         hashes.add(read_json(tmp_path / f"{number}/metrics.json")["protocol"]["hash"])
     assert len(hashes) == 2
     graph = read_graph(require_root())
-    assert [name for name, node in graph.items() if "stego.refine" in node.params and "train" in name] == []
+    reading = {name.partition("@")[0] for name, node in graph.items() if "stego.refine" in node.params}
+    assert reading == {"stego-evaluate", "stego-register", "kmeans-evaluate"}
 
 
 @pytest.mark.parametrize("kind", ["raw", "pca", "whitened"])
@@ -151,15 +162,44 @@ def test_the_registered_model_gives_named_maps(site, tmp_path):
     assert card["licences"]["backbone"].startswith("trained here")
 
 
-def test_the_registered_model_gives_what_was_evaluated(site):
-    from lexiseg.data.dataset import PreparedSplit
-
-    model, split = lexiseg.load(site.root / "stego/register"), PreparedSplit(site.inputs["prepare"], "test")
+@pytest.mark.parametrize("iterations", [0, 3])
+def test_the_registered_model_gives_what_was_evaluated(site, tmp_path, iterations):
+    changes = {**NAMED, "stego.refine.crf_iterations": iterations}
+    evaluate.run(settings(changes), site.inputs, tmp_path / "evaluate", method="stego")
+    inputs = {**site.inputs, "stego/evaluate/metrics.json": tmp_path / "evaluate/metrics.json"}
+    register.run(settings(changes), inputs, tmp_path / "register", method="stego")
+    model, split = lexiseg.load(tmp_path / "register"), PreparedSplit(site.inputs["prepare"], "test")
     names, found = read_predictions(site.root / "stego/predict", "test")
-    id, saved = next(iter(found))
-    maps = model._scorer.score_maps([split.image(split.ids.index(id))])[0]
-    assert np.abs(maps - saved).max() < 2e-3  # saved with 16 bits
-    assert ClusterMaps.unpack(names, torch.from_numpy(maps)).clusters.shape[0] == 3
+    refine = refiner(settings(changes).stego.refine.model_dump())
+    classes = read_json(tmp_path / "evaluate/metrics.json")["clusters"]["names"]
+    for id, saved in found:
+        image = split.image(split.ids.index(id))
+        maps = model._scorer.score_maps([image])[0]
+        assert np.abs(maps - saved).max() < 2e-3  # saved with 16 bits
+        logits = 2 * ClusterMaps.unpack(names, torch.from_numpy(maps)).cosines(height=16, width=16).numpy()
+        evaluated = (logits if refine is None else refine(logits, image)).argmax(axis=0)
+        result = model.segment(image)
+        assert (np.array(result.labels)[result.label_map] == np.array(classes)[evaluated]).mean() > 0.99
+        # Of some of the labels: the best cluster among theirs.
+        two = model.segment(image, classes[:2])
+        best = (logits if refine is None else refine(logits, image))[:2].argmax(axis=0)
+        assert (two.label_map == best).mean() > 0.99
+
+
+def test_large_pictures_are_refined_as_the_trunk_sees_them(site, monkeypatch):
+    options = settings({**NAMED, "stego.predict.max_side": 16}).stego.predict.model_dump()
+    segmenter = StegoSegmenter.load(site.root / "stego/register", predict=options)
+    seen = []
+
+    def refine(logits, picture):
+        seen.append((logits.shape, picture.shape))
+        return logits
+
+    image = np.random.default_rng(0).integers(0, 256, (32, 64, 3), dtype=np.uint8)
+    label_map, scores = segmenter.segment(image, segmenter.names, refine=refine)
+    assert seen == [((3, 8, 16), (8, 16, 3))]
+    assert label_map.shape == (32, 64)
+    assert scores.shape == (3, 8, 16)
 
 
 def test_a_model_without_a_clip_knows_its_own_names_alone(site, tmp_path):
@@ -198,6 +238,31 @@ def test_diagnose_reads_what_there_is(site, tmp_path):
         diagnose(tmp_path, settings(NAMED).stego, seed=0, out=tmp_path)
 
 
+def test_diagnose_refuses_features_of_another_trunk(site, tmp_path):
+    shutil.copytree(site.root / "stego", tmp_path / "stego")
+    config = read_json(tmp_path / "stego/train/model.json")
+    config["head"]["features"] = 5
+    write_json(tmp_path / "stego/train/model.json", config)
+    tensors = {
+        name: value[:, :5] if value.ndim == 4 and value.shape[1] > 5 else value
+        for name, value in load_tensors(tmp_path / "stego/train/model.safetensors").items()
+    }
+    save_tensors(tmp_path / "stego/train/model.safetensors", tensors)
+    with pytest.raises(ModelError) as caught:
+        diagnose(tmp_path / "stego", settings(NAMED).stego, seed=0, out=tmp_path)
+    assert "a head for 5" in caught.value.found or "does not fit" in caught.value.found
+
+
+@pytest.mark.parametrize("missing", ["features", "neighbours"])
+def test_stages_that_did_not_run_say_so(site, tmp_path, missing):
+    shutil.copytree(site.root / "stego", tmp_path / "stego")
+    shutil.rmtree(tmp_path / "stego" / missing)
+    write_json(tmp_path / "stego" / missing / "not-run.json", {"method": "stego", "run": False})
+    with pytest.raises(DataError, match="says that its stage did not run") as caught:
+        diagnose(tmp_path / "stego", settings(NAMED).stego, seed=0, out=tmp_path)
+    assert "stego.run: true" in caught.value.fix
+
+
 def test_a_crop_is_for_evaluation_and_not_for_use(site, tmp_path):
     changes = {"stego.predict.crop": 16, "stego.predict.max_side": None, "stego.predict.flip": True}
     prepare = prepared(tmp_path, height=24, width=40, counts={"test": 2})
@@ -210,7 +275,7 @@ def test_a_crop_is_for_evaluation_and_not_for_use(site, tmp_path):
         site.root / "stego/register", predict=settings({**NAMED, **changes}).stego.predict.model_dump()
     )
     image = np.zeros((32, 64, 3), np.uint8)
-    assert segmenter.scores([image], ["sky"])[0].shape == (1, 2, 4)
+    assert segmenter.segment(image, ["sky"])[1].shape == (1, 2, 4)
 
 
 # ---- data and settings that do not fit ----------------------------------------------------------------------------
@@ -269,6 +334,74 @@ def test_data_without_labels(tmp_path):
             settings({**NAMED, **changes, "stego.protocol": "clusters"}), site.inputs, tmp_path / "x", method="stego"
         )
     assert "unlabelled" in caught.value.fix
+
+
+def from_folder(folder, **more):
+    """Settings that start from a model folder."""
+    start = {"stego.model.init": str(folder), "stego.model.sha256": model_identity(folder)}
+    return {**start, **{f"stego.{key.replace('__', '.')}": value for key, value in more.items()}}
+
+
+def test_a_training_goes_on_from_a_model_folder(site, tmp_path):
+    start = site.root / "stego/register"
+    run("train", site.inputs, tmp_path / "as_it_is", from_folder(start, train__steps=0))
+    run("train", site.inputs, tmp_path / "goes_on", from_folder(start, train__steps=2, model__dropout=0.5))
+    before, kept, after = (
+        load_tensors(folder / "model.safetensors")["head.linear.weight"]
+        for folder in (start, tmp_path / "as_it_is/train", tmp_path / "goes_on/train")
+    )
+    assert torch.equal(before, kept)
+    assert not torch.equal(before, after)
+    changed = settings({**NAMED, **from_folder(start, model__dropout=0.5)}).stego.model
+    head, config = new_head(changed, store=FeatureStore(site.inputs["stego/features"]), seed=0)
+    assert (head.dropout, config["dropout"]) == (0.5, 0.5)
+
+
+def test_kmeans_beside_an_imported_model_finds_centres_of_its_own(site, tmp_path):
+    changes = {**NAMED, **from_folder(site.root / "stego/register", train__steps=0, probe__kind="model")}
+    inputs = {**site.inputs, "stego/train": run("train", site.inputs, tmp_path, changes)}
+    same = load_tensors(run("probe", inputs, tmp_path, changes) / "model.safetensors")["probe.centres"]
+    assert torch.equal(same, load_tensors(site.root / "stego/register/model.safetensors")["probe.centres"])
+    declared = read_graph(require_root())["kmeans-predict@raw"].params
+    for kind in ("raw", "whitened"):
+        stages.kmeans_predict(View(settings(changes), declared), inputs, tmp_path / kind, kind=kind)
+        found = load_tensors(tmp_path / kind / "model/model.safetensors")["probe.centres"]
+        assert found.shape != same.shape or not torch.equal(found, same)
+
+
+def test_another_trunk_of_as_many_channels(site, tmp_path):
+    shutil.copytree(site.inputs["encode-trunk"], tmp_path / "encode-trunk")
+    tensors = load_tensors(tmp_path / "encode-trunk/model.safetensors")
+    save_tensors(tmp_path / "encode-trunk/model.safetensors", {name: value + 1 for name, value in tensors.items()})
+    with pytest.raises(ModelError, match="for a head that was trained on"):
+        run("predict", {**site.inputs, "encode-trunk": tmp_path / "encode-trunk"}, tmp_path)
+
+
+def test_a_clip_without_a_vit_names_nothing(site, tmp_path, monkeypatch):
+    monkeypatch.setattr("lexiseg.encoders.clip.FrozenClip.is_dense", False)
+    naming = read_json(run("name", site.inputs, tmp_path) / "naming.json")
+    assert naming["names"] is None
+    assert "no ViT" in naming["reason"]
+
+
+def test_pictures_of_one_colour_cannot_be_whitened(tmp_path):
+    prepared(tmp_path, counts={"train": 4, "test": 2})
+    for split, count in (("train", 4), ("test", 2)):
+        for number in range(count):
+            save(tmp_path / f"raw/images/{split}/{number}.png", np.full((16, 16, 3), 90, np.uint8))
+    flat = save_flat_features(tmp_path / "features")
+    inputs = {"prepare": prepare_again(tmp_path), "stego/features": flat}
+    with pytest.raises(DataError, match="the same everywhere") as caught:
+        stages.kmeans_predict(settings(NAMED), inputs, tmp_path / "out", kind="whitened")
+    assert "stego.baselines" in caught.value.fix
+
+
+def save_flat_features(folder):
+    """A store of four pictures whose features are all the same."""
+    save_tensors(folder / "features-00000.safetensors", {"features": torch.full((4, 2, 2, 8), 0.37).half()})
+    index = {"ids": list("0123"), "channels": 8, "height": 2, "width": 2, "shards": ["features-00000.safetensors"]}
+    write_json(folder / "index.json", index)
+    return folder
 
 
 def test_a_folder_of_another_method(site, tmp_path):

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lexiseg.data.transforms import generator
 from lexiseg.errors import DataError
 from lexiseg.evaluation.coarse import ClassSet
 from lexiseg.methods.stego.features import FeatureStore, Pieces
@@ -34,8 +33,12 @@ class PairBatches:
         self._size, self._seed = min(size, len(store)), seed
 
     def __call__(self, step: int) -> dict[str, Tensor]:
-        chosen = shuffled_indices(len(self._store), self._size, step, seed=self._seed)
-        ranks = generator(self._seed, step).integers(self._neighbours.shape[1], size=self._size)
+        """`features` and `neighbours`, each float32 (B, D, h, w)."""
+        # No picture twice in a batch, or it could be its own random partner: the rest of an epoch is left out.
+        epoch, place = divmod(step, len(self._store) // self._size)
+        order = np.random.default_rng([self._seed, epoch]).permutation(len(self._store))
+        chosen = order[place * self._size : (place + 1) * self._size]
+        ranks = np.random.default_rng([self._seed, step, 1]).integers(self._neighbours.shape[1], size=self._size)
         near = self._neighbours[torch.from_numpy(chosen), torch.from_numpy(ranks)]
         return {"features": self._store.maps(torch.from_numpy(chosen)), "neighbours": self._store.maps(near)}
 
@@ -66,6 +69,7 @@ class ProbeBatches:
         self._classes, self._size, self._seed = classes, min(size, len(chosen)), seed
 
     def __call__(self, step: int) -> dict[str, Tensor]:
+        """`features` float32 (B, D, h, w); with classes `labels` int64 (B, H, W), -100 = not evaluated."""
         places = shuffled_indices(len(self._chosen), self._size, step, seed=self._seed)
         numbers = self._chosen[places]
         batch = {"features": self._store.maps(torch.from_numpy(numbers))}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
-from lexiseg.encoders.trunk import Trunk, load_trunk
+from lexiseg.encoders.trunk import Trunk, load_trunk, trunk_sha256
 from lexiseg.errors import ModelError, SettingsError
+from lexiseg.methods.stego.features import FeatureStore
 from lexiseg.methods.stego.head import SegmentationHead
 from lexiseg.methods.stego.model import Stego, build, build_head
 from lexiseg.methods.stego.probes import Project
@@ -20,29 +22,46 @@ from lexiseg.workspace import resolve_model, resolve_weights
 HEAD = "head."
 
 
-def new_head(settings: ModelSettings, *, features: int, tokens: Tensor | None) -> tuple[nn.Module, dict[str, Any]]:
+def new_head(settings: ModelSettings, *, store: FeatureStore, seed: int) -> tuple[nn.Module, dict[str, Any]]:
     """A head before training, and what model.json says of it.
 
     Args:
         settings: `stego.model`.
-        features: D, channels of the trunk.
-        tokens: (T, D), of which the heads "pca" and "whitened" are made; the others need none.
+        store: features of the trunk.
+        seed: of the features that the heads "pca" and "whitened" are fitted on; torch's own seed is that of weights.
 
     Raises:
         ModelError: the model folder to start from is for another trunk.
         SettingsError: settings that are not those of the model folder to start from.
     """
     if settings.init != "random":
-        return _from_folder(settings, features=features)
-    kind: Any = settings.head
-    if kind in ("pca", "whitened"):
-        assert tokens is not None
-        head: nn.Module = Project.fit(tokens, kind=kind, dim=settings.dim)
-        dim = len(head.axes)  # type: ignore[arg-type]
+        return _from_folder(settings, features=store.channels)
+    if settings.head in ("none", "pca", "whitened"):
+        return plain_head(settings.head, dim=settings.dim, tokens=settings.tokens, store=store, seed=seed)
+    head = SegmentationHead(store.channels, dim=settings.dim, kind=settings.head, dropout=settings.dropout)
+    config = {"features": store.channels, "dim": head.dim, "kind": settings.head, "dropout": settings.dropout}
+    return head, config
+
+
+def plain_head(
+    kind: Literal["none", "pca", "whitened"], *, dim: int, tokens: int, store: FeatureStore, seed: int
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Codes that need no training, as a head, and what model.json says of it.
+
+    Args:
+        kind: "none": the features themselves; "pca": on their principal axes; "whitened": also divided by their
+            deviations.
+        dim: number of axes.
+        tokens: number of features that the axes are fitted on.
+        store: features of the trunk.
+        seed: of the choice of these.
+    """
+    if kind == "none":
+        head: Any = SegmentationHead(store.channels, kind=kind)
     else:
-        head = SegmentationHead(features, dim=settings.dim, kind=kind, dropout=settings.dropout)
-        dim = head.dim
-    return head, {"features": features, "dim": dim, "kind": kind, "dropout": settings.dropout}
+        sample = store.sample(tokens, generator=torch.Generator().manual_seed(seed))
+        head = Project.fit(sample, kind=kind, dim=dim)
+    return head.eval(), {"features": store.channels, "dim": head.dim, "kind": kind, "dropout": 0.0}
 
 
 def _from_folder(settings: ModelSettings, *, features: int) -> tuple[nn.Module, dict[str, Any]]:
@@ -54,6 +73,9 @@ def _from_folder(settings: ModelSettings, *, features: int) -> tuple[nn.Module, 
             allowed="the trunk that the head was trained on",
             fix=f"set `encode.trunk.source: model` and `encode.trunk.weights: {settings.init}`, with its sha256",
         )
+    head.requires_grad_(True)
+    if isinstance(head, SegmentationHead):
+        head.dropout = settings.dropout
     # The parameters say what runs, so they have to be true.
     own = {"head": config["kind"], "dim": config["dim"]}
     differing = {key: value for key, value in own.items() if value != getattr(settings, key)}
@@ -136,14 +158,14 @@ def load_with_trunk(folder: Path, *, trunk: Path) -> tuple[Trunk, Stego, dict[st
         ModelError: also where it is another trunk than the head was trained on.
     """
     model, config = load_model(folder)
-    features = load_trunk(trunk)
-    if features.channels != config["head"]["features"]:
+    own, found = config["backbone"].get("sha256"), trunk_sha256(trunk)
+    if own is not None and own != found:
         raise ModelError(
-            found=f"a trunk of {features.channels} channels for a head of {config['head']['features']}",
+            found=f"the trunk {found[:12]} in {trunk} for a head that was trained on {own[:12]}",
             allowed="the trunk that the head was trained on",
-            fix="name the folder that has it",
+            fix="name the folder that has it, or train the head again (`dvc repro`)",
         )
-    return features, model, config
+    return load_trunk(trunk), model, config
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -291,7 +291,7 @@ def _graph(config: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, 
     head = config["head"]
     blocks: dict[str, Any] = {
         "model": {"head": head["kind"], "dim": head["dim"], "dropout": head["dropout"]},
-        "probe": {"kind": "model"},
+        "probe": {"kind": "model", "clusters": config["clusters"]},  # the number is for k-means beside it
         "predict": dict(_EVALUATION),
         "refine": config["refine"],
         "features": {"crop": 224, "filter": "nearest"},

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lexiseg.errors import DataError
+from lexiseg.errors import DataError, ModelError
 from lexiseg.evaluation.cluster_scores import cluster_names
 from lexiseg.methods.stego.build import load_head
 from lexiseg.methods.stego.features import FeatureStore
@@ -27,7 +27,6 @@ from lexiseg.methods.stego.loss import (
     super_permutation,
     unit_rows,
 )
-from lexiseg.methods.stego.module import collapsed
 from lexiseg.methods.stego.neighbours import read_neighbours
 from lexiseg.methods.stego.settings import LossSettings
 from lexiseg.methods.stego.shifts import Shifts, suggest_shifts
@@ -36,7 +35,8 @@ from lexiseg.pictures.charts import bars, histograms
 from lexiseg.storage import read_json
 
 KINDS: tuple[str, ...] = ("self", "neighbours", "random")
-_PAIRS, _TOGETHER = 256, 32  # pairs of each kind, and how many of them are in memory at a time
+_PAIRS, _TOGETHER = 256, 32  # pairs of each kind, and how many of them are computed at a time
+_COSINES = 1 << 25  # of a kind of pair, at most; with many points fewer pairs are looked at
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +89,8 @@ def similarities(
             fix="add pictures, or set `stego.features.five_crop: true`, which makes five of each",
         )
     generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(store), generator=generator)[:_PAIRS]
+    pairs = max(2, min(_PAIRS, _COSINES // points**4))
+    chosen = torch.randperm(len(store), generator=generator)[:pairs]
     ranks = torch.randint(neighbours.shape[1], (len(chosen),), generator=generator)
     others = super_permutation(torch.randperm(len(chosen), generator=generator))
     partners = {"self": chosen, "neighbours": neighbours[chosen, ranks], "random": chosen[others]}
@@ -159,6 +160,26 @@ def similarity_table(found: Similarities, shifts: Shifts, *, limit: float) -> di
     }
 
 
+def collapsed(row: Mapping[str, float], *, limit: float) -> str | None:
+    """What is wrong with a row of the training curve, or None.
+
+    Args:
+        row: with `self_code` and `random_code`, mean cosines of the codes within a picture and between pictures.
+        limit: the highest mean cosine that is fine.
+    """
+    within, between = row["self_code"], row["random_code"]
+    if between > limit:
+        kind, value = "codes of different pictures", between
+    elif within > limit:
+        kind, value = "codes within a picture", within
+    else:
+        return None
+    return (
+        f"{kind} have a mean cosine of {value:.2f} (more than {limit:g}): they collapse. Raise `stego.loss.random` or "
+        "the shifts of self and neighbour pairs; `lexiseg stego diagnose` shows the histograms"
+    )
+
+
 def _quantiles(values: np.ndarray) -> dict[str, float]:
     shares = (0.05, 0.25, 0.5, 0.75, 0.95)
     return {
@@ -180,9 +201,18 @@ def diagnose(folder: Path, stego: Any, *, seed: int, out: Path) -> tuple[dict[st
 
     Raises:
         DataError: there are no features or neighbours.
+        ModelError: there is a head, and it is for other features.
     """
     store, near = FeatureStore(folder / "features"), read_neighbours(folder / "neighbours")
-    head = load_head(folder / "train")[0] if (folder / "train" / "model.json").is_file() else None
+    head = None
+    if (folder / "train" / "model.json").is_file():
+        head, config = load_head(folder / "train")
+        if config["features"] != store.channels:
+            raise ModelError(
+                found=f"features of {store.channels} channels and a head for {config['features']} in {folder}",
+                allowed="a head that was trained on these features",
+                fix="run `dvc repro stego-train`: the features are of another trunk than the head",
+            )
     how: dict[str, Any] = {"centring": stego.loss.centring, "points": stego.loss.points, "seed": seed}
     found = similarities(store, near, **how, head=head)
     shifts = chosen_shifts(found, stego.loss)

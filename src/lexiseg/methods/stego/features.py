@@ -8,10 +8,9 @@ Letters: D channels, h x w cells, n pieces of a shard. A piece is a picture, or 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,9 +23,10 @@ from lexiseg.checkpoint import checkpoint_file
 from lexiseg.data.crops import centre_square, five_crops
 from lexiseg.data.dataset import PreparedSplit
 from lexiseg.device import best_device
+from lexiseg.encoders.trunk import NOT_RUN
 from lexiseg.errors import DataError
 from lexiseg.methods.stego.settings import FeatureSettings
-from lexiseg.storage import read_json, save_tensors, write_json
+from lexiseg.storage import link_file, read_json, save_tensors, write_json
 
 _SHARD_BYTES = 128 << 20
 BATCH_PIXELS = 32 * 64 * 64  # computed together: 32 pictures of the world, one photograph
@@ -46,6 +46,7 @@ class Pieces(Dataset):
 
     def __init__(self, split: PreparedSplit, settings: FeatureSettings) -> None:
         self._split, self._settings = split, settings
+        self._last: tuple[int, np.ndarray] | None = None  # five crops in turn are of one picture
         self._each = 5 if settings.five_crop else 1
         self.pictures = min(len(split), settings.pictures or len(split))
         if not self.pictures:
@@ -79,7 +80,10 @@ class Pieces(Dataset):
 
     def image(self, piece: int) -> np.ndarray:
         """uint8 RGB (H, W, 3)."""
-        return self._cut(self._split.image(self.picture_of(piece)), piece, nearest=self._settings.filter == "nearest")
+        picture = self.picture_of(piece)
+        if self._last is None or self._last[0] != picture:
+            self._last = picture, self._split.image(picture)
+        return self._cut(self._last[1], piece, nearest=self._settings.filter == "nearest")
 
     def labels(self, piece: int) -> np.ndarray | None:
         """int64 (H, W) class ids, -100 = none; or None where the picture has no labels."""
@@ -109,9 +113,7 @@ class FeatureStore:
 
     def __init__(self, folder: Path) -> None:
         if not (folder / _INDEX).is_file():
-            raise DataError(
-                found=f"no {_INDEX} in {folder}", allowed="finished features", fix="run `dvc repro stego-features`"
-            )
+            raise not_there(folder, _INDEX, what="features")
         index = read_json(folder / _INDEX)
         self.ids: list[str] = index["ids"]
         self.channels: int = index["channels"]
@@ -134,46 +136,49 @@ class FeatureStore:
 
     def maps(self, pieces: Sequence[int] | Tensor) -> Tensor:
         """float32 (B, D, h, w), channels last in memory, of the pieces with these numbers."""
-        return self._rows(torch.as_tensor(pieces), lambda shard, rows: shard[rows]).permute(0, 3, 1, 2)
+        return self._rows(torch.as_tensor(pieces), size=1).permute(0, 3, 1, 2)
 
     def tokens(self, cells: Tensor) -> Tensor:
         """float32 (T, D) of the cells with these numbers, counted through all pieces, row by row."""
-        size = self.grid[0] * self.grid[1]
-        pieces, places = cells // size, cells % size
-        order = pieces.argsort(stable=True)
-        found = torch.empty(len(cells), self.channels)
-        for piece, rows in _groups(pieces[order], order):
-            found[rows] = self.maps([piece])[0].flatten(1).T[places[rows]]
-        return found
+        return self._rows(cells, size=self.grid[0] * self.grid[1])
 
     def sample(self, count: int, *, generator: torch.Generator) -> Tensor:
         """`count` tokens (T, D), drawn without putting back; all where there are fewer."""
         if count >= self.cells:
             return self.tokens(torch.arange(self.cells))
-        chosen = torch.randperm(self.cells, generator=generator)[:count]
-        return self.tokens(chosen.sort().values)
+        # numpy's choice: a permutation of all cells of a large data set would take gigabytes.
+        rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
+        return self.tokens(torch.from_numpy(np.sort(rng.choice(self.cells, count, replace=False, shuffle=False))))
 
-    def _rows(self, pieces: Tensor, read: Any) -> Tensor:
+    def _rows(self, numbers: Tensor, *, size: int) -> Tensor:
+        """Pieces (size 1: (n, h, w, D)) or cells (size h w: (n, D)) with these numbers, float32; only they are read."""
         if self._open is None:
             self._open = [_mapped(path) for path in self._shards]
             self._starts = torch.tensor([0, *(len(shard) for shard in self._open)]).cumsum(0)
         assert self._starts is not None
-        number = torch.searchsorted(self._starts, pieces, right=True) - 1
-        found = torch.empty(len(pieces), *self._open[0].shape[1:])
+        shards = self._open if size == 1 else [shard.flatten(0, 2) for shard in self._open]
+        number = torch.searchsorted(self._starts * size, numbers, right=True) - 1
+        found = torch.empty(len(numbers), *shards[0].shape[1:])
         for shard in number.unique().tolist():
             here = (number == shard).nonzero()[:, 0]
-            found[here] = read(self._open[shard], pieces[here] - self._starts[shard]).float()
+            found[here] = shards[shard][numbers[here] - self._starts[shard] * size].float()
         return found
+
+
+def not_there(folder: Path, file: str, *, what: Literal["features", "neighbours"]) -> DataError:
+    """The error of a stage's output that is missing, or that says that the stage did not run."""
+    if (folder / NOT_RUN).is_file():
+        return DataError(
+            found=f"{folder}, which says that its stage did not run",
+            allowed=f"finished {what}",
+            fix="set `stego.run: true` in params.yaml, or use a profile that has it, and run `dvc repro`",
+        )
+    return DataError(found=f"no {file} in {folder}", allowed=f"finished {what}", fix=f"run `dvc repro stego-{what}`")
 
 
 def _mapped(path: Path) -> Tensor:
     with safe_open(path, framework="pt") as file:
         return file.get_tensor("features")
-
-
-def _groups(values: Tensor, rows: Tensor) -> list[tuple[int, Tensor]]:
-    unique, counts = values.unique_consecutive(return_counts=True)
-    return list(zip(unique.tolist(), rows.split(counts.tolist()), strict=True))
 
 
 @torch.no_grad()
@@ -198,6 +203,7 @@ def write_features(pieces: Pieces, trunk: Any, folder: Path) -> None:
     kept.mkdir(parents=True, exist_ok=True)
     device = best_device()
     trunk.to(device)
+    pixels = BATCH_PIXELS if device.type == "cpu" else 32 * BATCH_PIXELS  # a GPU is idle with a few small crops
     ids = pieces.ids  # a list made anew each time it is asked for
     bar = tqdm(total=len(pieces), desc="features", unit="picture", mininterval=1, delay=1)
     for start, name in zip(starts, names, strict=True):
@@ -205,7 +211,7 @@ def write_features(pieces: Pieces, trunk: Any, folder: Path) -> None:
         # Outside of a stage nothing says that what lies there is of these pieces and this trunk.
         if kept == folder or not (kept / name).is_file():
             shard = torch.empty(stop - start, height, width, channels, dtype=torch.float16)
-            step = max(1, BATCH_PIXELS // (size[0] * size[1]))
+            step = max(1, pixels // (size[0] * size[1]))
             for low in range(start, stop, step):
                 numbers = range(low, min(low + step, stop))
                 images = _batch([pieces.image(number) for number in numbers], first.shape, size, ids[low])
@@ -222,7 +228,7 @@ def write_features(pieces: Pieces, trunk: Any, folder: Path) -> None:
         else:
             bar.update(stop - start)
         if kept != folder:
-            os.link(kept / name, folder / name)
+            link_file(kept / name, folder / name)
     bar.close()
     trunk.cpu()
     index = {"ids": ids, "channels": channels, "height": height, "width": width, "shards": names}

@@ -10,6 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from lexiseg.methods.stego.diagnostics import collapsed
 from lexiseg.methods.stego.head import SegmentationHead
 from lexiseg.methods.stego.loss import correspondence_terms, random_points, super_permutation
 from lexiseg.methods.stego.probes import ClusterProbe, linear_loss
@@ -85,26 +86,6 @@ class CollapseAlarm(L.Callback):
         if found:
             self._said = True
             print(f"\nwarning: {found}", file=sys.stderr, flush=True)
-
-
-def collapsed(row: Mapping[str, float], *, limit: float) -> str | None:
-    """What is wrong with a row of the training curve, or None.
-
-    Args:
-        row: with `self_code` and `random_code`, mean cosines of the codes within a picture and between pictures.
-        limit: the highest mean cosine that is fine.
-    """
-    within, between = row["self_code"], row["random_code"]
-    if between > limit:
-        kind, value = "codes of different pictures", between
-    elif within > limit:
-        kind, value = "codes within a picture", within
-    else:
-        return None
-    return (
-        f"{kind} have a mean cosine of {value:.2f} (more than {limit:g}): they collapse. Raise `stego.loss.random` or "
-        "the shifts of self and neighbour pairs; `lexiseg stego diagnose` shows the histograms"
-    )
 
 
 class ProbeTraining(L.LightningModule):

@@ -6,6 +6,7 @@ Letters: N clusters, C channels of the CLIP's embeddings, L labels, h x w cells.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -13,17 +14,21 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from tqdm import tqdm
 
-from lexiseg.encoders.clip import FrozenClip
 from lexiseg.methods.stego.features import FeatureStore, Pieces, grid_size, to_grid
 from lexiseg.methods.stego.model import Stego
 from lexiseg.methods.stego.probes import cluster_cosines
 
-PICTURES = 512  # that a name is made from
+if TYPE_CHECKING:
+    from lexiseg.encoders.clip import FrozenClip
+
+_PIECES = 512  # that names are made from
 
 
 @torch.no_grad()
 def region_embeddings(model: Stego, store: FeatureStore, pieces: Pieces, clip: FrozenClip) -> Tensor:
     """The mean dense embedding of the cells that each cluster wins, float32 (N, C); 0 where it wins none.
+
+    Of at most 512 pieces, spread evenly over all of them.
 
     Args:
         model: codes and clusters.
@@ -31,10 +36,12 @@ def region_embeddings(model: Stego, store: FeatureStore, pieces: Pieces, clip: F
         clip: with a ViT as image tower.
     """
     sums: Tensor | None = None
-    count = min(len(pieces), PICTURES)
-    for number in tqdm(range(count), desc="name clusters", unit="picture", mininterval=1, delay=2):
+    chosen = torch.linspace(0, len(pieces) - 1, min(len(pieces), _PIECES)).round().long().tolist()
+    for number in tqdm(chosen, desc="name clusters", unit="picture", mininterval=1, delay=2):
         image = torch.from_numpy(pieces.image(number)).permute(2, 0, 1)[None]
-        size = grid_size(image.shape[-2], image.shape[-1], clip.patch_size)
+        height, width = image.shape[-2:]
+        # A picture may be smaller than a patch of the CLIP.
+        size = grid_size(max(height, clip.patch_size), max(width, clip.patch_size), clip.patch_size)
         dense = clip.embed_patches(to_grid(image, size))[0]
         cosines = cluster_cosines(model(store.maps([number])), model.probe.centres)
         finer = F.interpolate(cosines, size=dense.shape[-2:], mode="bilinear", align_corners=False)

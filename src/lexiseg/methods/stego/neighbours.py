@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lexiseg.errors import DataError, SettingsError
+from lexiseg.methods.stego.features import not_there
 from lexiseg.storage import load_tensors, save_tensors
 
 _FILE = "neighbours.safetensors"
@@ -79,9 +80,7 @@ def read_neighbours(folder: Path) -> Tensor:
         DataError: there are none.
     """
     if not (folder / _FILE).is_file():
-        raise DataError(
-            found=f"no {_FILE} in {folder}", allowed="finished neighbours", fix="run `dvc repro stego-neighbours`"
-        )
+        raise not_there(folder, _FILE, what="neighbours")
     return load_tensors(folder / _FILE)["neighbours"].long()
 
 

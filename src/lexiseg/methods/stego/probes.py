@@ -88,8 +88,14 @@ def kmeans(
         Centres (N, K) of length 1, and their mean cosine.
 
     Raises:
-        DataError: fewer different tokens than clusters.
+        DataError: fewer different tokens than clusters, or tokens that are not finite.
     """
+    if not bool(tokens.isfinite().all()):
+        raise DataError(
+            found="codes that are NaN or infinite",
+            allowed="finite codes",
+            fix="look at the training curve: a run that diverged needs a lower `stego.train.lr`",
+        )
     unit = F.normalize(tokens.float(), dim=1)
     # Nearly always the first tokens are enough to tell; to sort all of them takes a while.
     if len(unit[: 50 * clusters].unique(dim=0)) < clusters and (different := len(unit.unique(dim=0))) < clusters:
@@ -151,6 +157,7 @@ class Project(nn.Module):
 
     def __init__(self, mean: Tensor, axes: Tensor) -> None:
         super().__init__()
+        self.dim = len(axes)
         self.mean: Tensor
         self.axes: Tensor
         self.register_buffer("mean", mean)
@@ -158,19 +165,29 @@ class Project(nn.Module):
 
     @classmethod
     def fit(cls, tokens: Tensor, *, kind: Projection, dim: int) -> Project:
-        """From tokens (T, D): `dim` axes of the largest variance, or as many as there are."""
-        mean = tokens.float().mean(dim=0)
-        centred = tokens.float() - mean
-        values, vectors = torch.linalg.eigh((centred.T @ centred / max(1, len(tokens) - 1)).double())
-        # Axes along which nothing varies would be divided by 0.
-        count = max(1, min(dim, int((values > values[-1] * 1e-7).sum())))
+        """From tokens (T, D): `dim` axes of the largest variance, or as many as there are.
+
+        Raises:
+            DataError: tokens that are all the same.
+        """
+        mean = tokens.double().mean(dim=0)
+        centred = tokens.double() - mean
+        values, vectors = torch.linalg.eigh(centred.T @ centred / max(1, len(tokens) - 1))
+        # Features are kept in half precision: what varies less than that rounds is noise, which whitening would raise.
+        count = min(dim, int((values > max(float(values[-1]) * 1e-6, float(mean.square().max()) * 1e-8)).sum()))
+        if not count:
+            raise DataError(
+                found="features that are the same everywhere",
+                allowed="features that differ: pictures with something in them, and a trunk that sees it",
+                fix="look at the pictures; or leave `pca` and `whitened` out of `stego.baselines`",
+            )
         axes = vectors[:, -count:].flip(1).T
         # An axis has no direction of its own: the largest entry is positive, whatever the library gave.
         largest = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True))
         axes = axes * largest.sign()
         if kind == "whitened":
             axes = axes / values[-count:].flip(0).sqrt()[:, None]
-        return cls(mean, axes.float())
+        return cls(mean.float(), axes.float())
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, D, h, w) -> (B, K, h, w)."""

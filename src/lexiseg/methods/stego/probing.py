@@ -21,6 +21,7 @@ from lexiseg.methods.stego.features import FeatureStore, Pieces
 from lexiseg.methods.stego.model import Stego
 from lexiseg.methods.stego.module import ProbeTraining
 from lexiseg.methods.stego.probes import kmeans
+from lexiseg.methods.stego.settings import ModelSettings, ProbeSettings
 from lexiseg.storage import read_json
 from lexiseg.training import fit
 from lexiseg.vocabulary import Vocabulary
@@ -54,28 +55,30 @@ def fit_probes(
     store: FeatureStore,
     pieces: Pieces,
     prepared: Path,
-    stego: Any,
+    settings: ProbeSettings,
+    protocol: str,
     seed: int,
 ) -> Fitted:
-    """Find cluster centres on the codes, and train the linear probe where the pieces have labels.
+    """Find cluster centres on the codes, and train the linear probe where the card reads labels and pieces have them.
+
+    The linear probe learns from the labels of all classes, unseen ones too: it measures what codes hold, and is part of
+    no model that finds them.
 
     Args:
         head: features -> codes, frozen.
         config: `head` of its model.json.
         store, pieces: features, and the pictures that they are of.
         prepared: output of the stage prepare.
-        stego: the block `stego`.
+        settings: `stego.probe`, of the kind kmeans or gradient.
+        protocol: name of the card that says which classes there are.
         seed: of the graph; `stego.probe.seed` changes it for the probes alone.
 
     Raises:
         DataError: fewer feature vectors than clusters, or no number of clusters: it is null and there are no classes.
     """
-    settings, seed = stego.probe, seed + 1_000_003 * stego.probe.seed
-    vocabulary = Vocabulary.from_json(read_json(prepared / "vocabulary.json"))
-    classes = evaluated_classes(load_protocol(stego.protocol), vocabulary)
-    if settings.kind == "model":
-        model, names = load_probes(stego.model, head, config)
-        return _described(model, names, [], store, seed)
+    seed = seed + 1_000_003 * settings.seed
+    vocabulary, card = Vocabulary.from_json(read_json(prepared / "vocabulary.json")), load_protocol(protocol)
+    classes = evaluated_classes(card, vocabulary)
     count = (settings.clusters or len(classes.names)) + settings.extra
     if not settings.clusters and not len(classes.names):
         raise DataError(
@@ -89,7 +92,8 @@ def fit_probes(
             allowed="at least as many as clusters",
             fix="add pictures, or ask for fewer clusters (`stego.probe.clusters`, `stego.probe.extra`)",
         )
-    labelled = _labelled(pieces, prepared) if settings.linear and len(classes.names) else []
+    reads = settings.linear and card.labelled and len(classes.names)
+    labelled = _labelled(pieces, prepared) if reads else []
     torch.manual_seed(seed)
     model = Stego(head, dim=config["dim"], clusters=count, classes=len(classes.names) if labelled else 0)  # type: ignore[arg-type]
     curves = []
@@ -109,8 +113,37 @@ def fit_probes(
         batches = ProbeBatches(store, pieces, labelled, classes=classes, **how)
         module = ProbeTraining(clusters=None, linear=model.linear, head=head, settings=settings)
         curves.append(fit(module, batch=batches, steps=settings.steps, seed=seed, title="probe linear"))
+    head.cpu()  # no part of the modules that learned, which moved it to where they are
     curve = [{key: value for row in rows for key, value in row.items()} for rows in zip(*curves, strict=True)]
     return _described(model, classes.names if labelled else (), curve, store, seed)
+
+
+def loaded_probes(
+    settings: ModelSettings,
+    head: nn.Module,
+    config: Mapping[str, Any],
+    *,
+    store: FeatureStore,
+    seed: int,
+    linear: bool = True,
+) -> Fitted:
+    """The probes of the model folder that the head is from, as they are.
+
+    Args:
+        settings: `stego.model`.
+        head: features -> codes.
+        config: `head` of its model.json.
+        store: features.
+        seed: of those by which the use of the clusters is measured.
+        linear: keep the linear probe, too.
+
+    Raises:
+        ModelError: not that folder, or probes for codes of another size.
+    """
+    model, names = load_probes(settings, head, config)
+    if not linear:
+        model.linear, names = None, ()
+    return _described(model, names, [], store, seed)
 
 
 @torch.no_grad()

@@ -54,6 +54,7 @@ class ModelSettings(Block):
     sha256: str | None
     head: Literal["nonlinear", "linear", "none", "pca", "whitened"]
     dim: int = Field(ge=1)
+    tokens: int = Field(ge=2)
     dropout: float = Field(ge=0, lt=1)
 
     @model_validator(mode="after")
@@ -133,7 +134,14 @@ class PredictSettings(Block):
 
     def card(self) -> dict[str, Any]:
         """The fields of a protocol card that inference decides."""
-        return {"flips": self.flip, "centre_crop": self.crop}
+        # Without a crop the filter decides nothing.
+        crop_filter = "bilinear" if self.crop is None else self.filter
+        return {
+            "flips": self.flip,
+            "centre_crop": self.crop,
+            "crop_filter": crop_filter,
+            "max_side": self.max_side,
+        }
 
 
 class RefineSettings(Block):
@@ -157,9 +165,10 @@ class MatchSettings(Block):
     split: str | None
     unmatched: Literal["error", "majority"]
 
-    def card(self) -> dict[str, Any]:
-        """The field of a protocol card."""
-        return {"matching": {"split": self.split or "evaluated", "unmatched": self.unmatched}}
+    def card(self, *, clusters: int) -> dict[str, Any]:
+        """The field of a protocol card, for a number of clusters."""
+        matching = {"split": self.split or "evaluated", "unmatched": self.unmatched, "clusters": clusters}
+        return {"matching": matching}
 
 
 class StegoSettings(Block):

@@ -1,11 +1,14 @@
-"""STEGO's own nodes of the graph: features, neighbours, train, probe, predict, name; and its k-means baselines."""
+"""STEGO's own nodes of the graph: features, neighbours, train, probe, predict, name; and its k-means baselines.
+
+What a single node needs and takes seconds to import (Lightning, the CLIP) is imported there.
+"""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,13 +16,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lexiseg.data.dataset import PreparedSplit
-from lexiseg.encoders.clip import load_clip
-from lexiseg.encoders.text import load_text
-from lexiseg.encoders.trunk import load_trunk
-from lexiseg.evaluation.matching import class_scores
+from lexiseg.encoders.trunk import load_trunk, trunk_sha256
+from lexiseg.evaluation.cluster_scores import REGIONS
+from lexiseg.evaluation.matching import ClusterCounts, class_scores
 from lexiseg.evaluation.predictions import PredictionWriter
-from lexiseg.methods.stego.batches import PairBatches
-from lexiseg.methods.stego.build import load_head, load_model, new_head, origin, save_head, save_model
+from lexiseg.methods.stego.build import load_head, load_model, new_head, origin, plain_head, save_head, save_model
 from lexiseg.methods.stego.diagnostics import (
     chosen_shifts,
     similarities,
@@ -29,15 +30,16 @@ from lexiseg.methods.stego.diagnostics import (
     usage_picture,
 )
 from lexiseg.methods.stego.features import BATCH_PIXELS, FeatureStore, Pieces, write_features
-from lexiseg.methods.stego.module import CollapseAlarm, StegoTraining
 from lexiseg.methods.stego.naming import names_of, region_embeddings
 from lexiseg.methods.stego.neighbours import nearest_neighbours, pool, read_neighbours, save_neighbours
-from lexiseg.methods.stego.probing import fit_probes
-from lexiseg.methods.stego.segmenter import REGIONS, StegoSegmenter
+from lexiseg.methods.stego.segmenter import StegoSegmenter
+from lexiseg.methods.stego.settings import ProbeSettings
 from lexiseg.pictures import write_png
 from lexiseg.storage import read_json, save_tensors, write_json, write_text
-from lexiseg.training import curve_csv, fit
 from lexiseg.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from lexiseg.methods.stego.probing import Fitted
 
 _POOLED_TOGETHER = 32  # pictures whose features are in memory at a time
 # Steps before a collapse is looked for: codes of an untrained head are alike.
@@ -65,11 +67,14 @@ def train(settings: Any, inputs: Mapping[str, Path], outputs: Path) -> None:
 
     Without steps, or with a head that has nothing to learn, there is no curve.
     """
+    from lexiseg.methods.stego.batches import PairBatches
+    from lexiseg.methods.stego.module import CollapseAlarm, StegoTraining
+    from lexiseg.training import curve_csv, fit
+
     stego, recipe = settings.stego, settings.stego.train
     store, near = FeatureStore(inputs["stego/features"]), read_neighbours(inputs["stego/neighbours"])
     torch.manual_seed(settings.seed)
-    tokens = _probe_tokens(store, settings) if stego.model.head in ("pca", "whitened") else None
-    head, config = new_head(stego.model, features=store.channels, tokens=tokens)
+    head, config = new_head(stego.model, store=store, seed=settings.seed)
     sampling: dict[str, Any] = {"centring": stego.loss.centring, "points": stego.loss.points, "seed": settings.seed}
     if len(store) > 1:
         shifts = chosen_shifts(similarities(store, near, **sampling), stego.loss)
@@ -93,26 +98,53 @@ def train(settings: Any, inputs: Mapping[str, Path], outputs: Path) -> None:
         print("\n".join(table_lines(table)))
         write_json(outputs / "similarities.json", table)
         write_png(outputs / "pictures" / "similarities.png", similarity_picture(found, shifts))
-    trunk = read_json(inputs["encode-trunk"] / "trunk.json")
-    backbone = {"source": trunk["source"], "licence": trunk.get("licence")}
-    model = {"method": "stego", "head": config, "backbone": backbone}
+    model = {"method": "stego", "head": config, "backbone": _backbone(inputs)}
     save_head(outputs, head, model | origin(stego.model))
+
+
+def _backbone(inputs: Mapping[str, Path]) -> dict[str, Any]:
+    """What model.json says of the trunk."""
+    folder = inputs["encode-trunk"]
+    trunk = read_json(folder / "trunk.json")
+    return {"source": trunk["source"], "licence": trunk.get("licence"), "sha256": trunk_sha256(folder)}
 
 
 def probe(settings: Any, inputs: Mapping[str, Path], outputs: Path) -> None:
     """Stage stego-probe: codes -> cluster centres, and a linear probe where there are labels."""
-    head, _ = load_head(inputs["stego/train"])
+    from lexiseg.methods.stego.probing import loaded_probes
+
+    stego = settings.stego
+    head, own = load_head(inputs["stego/train"])
     config = read_json(inputs["stego/train"] / "model.json")
-    _probe(head, config, settings, inputs, outputs)
+    if stego.probe.kind == "model":
+        store = FeatureStore(inputs["stego/features"])
+        fitted = loaded_probes(stego.model, head, own, store=store, seed=settings.seed, linear=stego.probe.linear)
+    else:
+        fitted = _fit(head, own, stego.probe, settings, inputs)
+    _save(fitted, config, inputs, outputs)
 
 
-def _probe(
-    head: nn.Module, config: Mapping[str, Any], settings: Any, inputs: Mapping[str, Path], outputs: Path
-) -> None:
-    stego, store = settings.stego, FeatureStore(inputs["stego/features"])
-    pieces = Pieces(PreparedSplit(inputs["prepare"], stego.features.split), stego.features)
-    how: dict[str, Any] = {"store": store, "pieces": pieces, "prepared": inputs["prepare"], "seed": settings.seed}
-    fitted = fit_probes(head, config["head"], **how, stego=stego)
+def _fit(
+    head: nn.Module, config: Mapping[str, Any], probe: ProbeSettings, settings: Any, inputs: Mapping[str, Path]
+) -> Fitted:
+    from lexiseg.methods.stego.probing import fit_probes
+
+    own = settings.stego.features
+    return fit_probes(
+        head,
+        config,
+        store=FeatureStore(inputs["stego/features"]),
+        pieces=Pieces(PreparedSplit(inputs["prepare"], own.split), own),
+        prepared=inputs["prepare"],
+        settings=probe,
+        protocol=settings.stego.protocol,
+        seed=settings.seed,
+    )
+
+
+def _save(fitted: Fitted, config: Mapping[str, Any], inputs: Mapping[str, Path], outputs: Path) -> None:
+    from lexiseg.training import curve_csv
+
     if fitted.curve:
         write_text(outputs / "curve.csv", curve_csv(fitted.curve))
     vocabulary = Vocabulary.from_json(read_json(inputs["prepare"] / "vocabulary.json"))
@@ -163,21 +195,16 @@ def _flush(
 
 def kmeans_predict(settings: Any, inputs: Mapping[str, Path], outputs: Path, *, kind: str) -> None:
     """Stage kmeans-predict@<kind>: the same probes on features without STEGO's head, then the same prediction."""
-    store = FeatureStore(inputs["stego/features"])
-    head_kind = "none" if kind == "raw" else kind
-    changed = settings.stego.model.model_copy(update={"head": head_kind, "init": "random", "sha256": None})
-    head, config = new_head(changed, features=store.channels, tokens=_probe_tokens(store, settings))
-    trunk = read_json(inputs["encode-trunk"] / "trunk.json")
-    backbone = {"source": trunk["source"], "licence": trunk.get("licence")}
+    own, probe, store = settings.stego.model, settings.stego.probe, FeatureStore(inputs["stego/features"])
+    code: Any = "none" if kind == "raw" else kind
+    head, config = plain_head(code, dim=own.dim, tokens=own.tokens, store=store, seed=settings.seed)
+    if probe.kind == "model":  # which has centres for STEGO's codes alone
+        probe = probe.model_copy(update={"kind": "kmeans"})
     folder = outputs / "model"
     folder.mkdir(parents=True)
-    _probe(head.eval(), {"method": "stego", "head": config, "backbone": backbone}, settings, inputs, folder)
+    model = {"method": "stego", "head": config, "backbone": _backbone(inputs)}
+    _save(_fit(head, config, probe, settings, inputs), model, inputs, folder)
     _predict(settings, folder, inputs, outputs)
-
-
-def _probe_tokens(store: FeatureStore, settings: Any) -> Tensor:
-    generator = torch.Generator().manual_seed(settings.seed)
-    return store.sample(settings.stego.probe.tokens, generator=generator)
 
 
 def name(settings: Any, inputs: Mapping[str, Path], outputs: Path) -> None:
@@ -186,21 +213,29 @@ def name(settings: Any, inputs: Mapping[str, Path], outputs: Path) -> None:
     Writes naming.json: `names` (null without a CLIP or without class names) and, where labels could be counted,
     what the names are worth; and regions.safetensors, by which a registered model answers to other words.
     """
+    from lexiseg.encoders.clip import load_clip
+
     clip_folder, text_file = inputs["encode"] / "clip", inputs["encode"] / "text" / "text.json"
+    reason = None
     if not clip_folder.is_dir() or not text_file.is_file() or read_json(text_file)["source"] != "clip":
         reason = "no CLIP: `encode.text.source` is not clip"
+    elif not (clip := load_clip(clip_folder)).is_dense:
+        reason = "the image tower of `encode.clip` is no ViT, so there are no embeddings of regions"
+    if reason is not None:
         write_json(outputs / "naming.json", {"names": None, "splits": {}, "reason": reason})
         return
     own = settings.stego.features
     model, _ = load_model(inputs["stego/probe"])
     pieces = Pieces(PreparedSplit(inputs["prepare"], own.split), own)
-    regions = region_embeddings(model, FeatureStore(inputs["stego/features"]), pieces, load_clip(clip_folder))
+    regions = region_embeddings(model, FeatureStore(inputs["stego/features"]), pieces, clip)
     save_tensors(outputs / REGIONS, {"regions": regions})
     result = _names_by_text(regions, inputs)
     write_json(outputs / "naming.json", result)
 
 
 def _names_by_text(regions: Tensor, inputs: Mapping[str, Path]) -> dict[str, Any]:
+    from lexiseg.encoders.text import load_text
+
     metrics = read_json(inputs["stego/evaluate/metrics.json"])
     labels = metrics.get("clusters", {}).get("classes") or []
     if not labels:
@@ -216,8 +251,7 @@ def _worth(file: Path, names: list[str]) -> dict[str, float | None]:
     """mIoU and accuracy of clusters with these names, from the pixels by cluster and true class."""
     with file.open(newline="", encoding="utf-8") as stream:
         header, *rows = csv.reader(stream)
-    counts = np.array([[int(value) for value in row[1:]] for row in rows], dtype=np.int64)
-    classes = header[1:]
-    table = np.zeros((len(classes) + 1, len(classes)), dtype=np.int64)
-    np.add.at(table, [classes.index(one) for one in names], counts)
+    found = ClusterCounts(len(rows), len(header) - 1)
+    found.counts += np.array([[int(value) for value in row[1:]] for row in rows], dtype=np.int64)
+    table = found.matched(np.array([header[1:].index(one) for one in names]))
     return {f"text_named_{key}": value for key, value in class_scores(table).items()}
