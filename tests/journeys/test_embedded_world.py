@@ -27,3 +27,9 @@ def test_the_world_is_learned(tmp_path):
         assert ours[name] > clip[name]
     assert linear["miou_unseen"] == 0  # it cannot name what it has no label of
     assert stress["miou"] < ours["miou"]  # without the canonical looks it is harder
+    stego, raw, whitened = (
+        found[f"{name}", "test"] for name in ("stego", "baselines/kmeans-raw", "baselines/kmeans-whitened")
+    )
+    assert raw["miou"] >= 0.23
+    assert whitened["miou"] > raw["miou"]
+    assert stego["miou"] >= max(0.29, raw["miou"] + 0.02)
