@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,11 +25,14 @@ from benchmarks import (
     neighbours,
     networks,
     pamr,
+    pipeline,
     plain,
     stego_loss,
     tcl_training,
 )
-from lexiseg.storage import read_json
+from lexiseg.errors import StageError
+from lexiseg.history import Took, remember
+from lexiseg.storage import read_json, write_text
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = [path for path in sorted((ROOT / "benchmarks").glob("*.py")) if "def main(" in path.read_text()]
@@ -288,6 +292,29 @@ def test_losses_that_differ(tmp_path):
     }
     with pytest.raises(AssertionError, match="the losses differ"):
         lseg_training.check_losses(steps, tolerance=1e-4)
+
+
+def test_pipeline(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pipeline, "read_graph", lambda _: {"prepare": SimpleNamespace(params=["data.name"])})
+    write_text(tmp_path / "params.yaml", "data:\n  name: world\n")
+    private = tmp_path / ".lexiseg"
+    monkeypatch.setattr(pipeline, "private_folder", lambda _: private)
+    private.mkdir()
+    with pytest.raises(StageError, match="no whole run of prepare"):
+        pipeline.rows_of(tmp_path)
+    for seconds, name, whole in (
+        (9.0, "world", True),
+        (2.0, "world", True),
+        (1.0, "world", False),
+        (5.0, "other", True),
+    ):
+        how = {"memory": 10, "disk": 1, "finished": "2026-01-01T00:00:00+00:00"}
+        remember(private, Took("prepare", {"data.name": name}, seconds, whole=whole, **how))
+    pipeline.main(["--root", str(tmp_path), "--out", str(tmp_path / "out")])
+    path, result = only_result(tmp_path / "out")
+    assert path.name.startswith("pipeline-")
+    assert result["rows"] == [{"stage": "prepare", "seconds": 2.0, "memory_bytes": 10}]
+    assert "2.0 s" in capsys.readouterr().out
 
 
 def test_the_page_has_the_commands():
