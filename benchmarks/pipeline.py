@@ -2,9 +2,9 @@
 
     python benchmarks/pipeline.py --out
 
-Nothing runs here, that is for `dvc repro`: `.lexiseg/history.jsonl` has the time of every stage's process, from its start, and its largest memory.
-Of each stage it is the last run from start to end under the settings as they are. What dvc itself does between stages
-(hashes, its lock file) is not in it.
+Nothing runs here, that is for `dvc repro`: `.lexiseg/history.jsonl` has the time of every stage's process, from its
+start, and its largest memory. Of each stage it is the last run from start to end under the settings as they are. What dvc
+itself does between stages (hashes, its lock file) is not in it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def rows_of(root: Path) -> list[dict[str, Any]]:
         raise StageError(
             found=f"no whole run of {', '.join(missing)} under these settings in the history",
             allowed="stages that ran here from start to end",
-            fix="run `dvc repro`; where it finds results of earlier runs, remove outputs/, .dvc/cache and .lexiseg/work first",
+            fix="run `dvc repro`; where it finds earlier results, remove outputs/, .dvc/cache and .lexiseg/work first",
         )
     return rows
 
