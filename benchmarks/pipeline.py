@@ -3,8 +3,8 @@
     python benchmarks/pipeline.py --out
 
 Nothing runs here, that is for `dvc repro`: `.lexiseg/history.jsonl` has the time of every stage's process, from its
-start, and its largest memory. Of each stage it is the last run from start to end under the settings as they are. What dvc
-itself does between stages (hashes, its lock file) is not in it.
+start, and its largest memory. Of each stage it is the last run from start to end under the settings as they are. What
+dvc itself does between stages (hashes, its lock file) is not in it.
 """
 
 from __future__ import annotations
