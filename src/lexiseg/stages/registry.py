@@ -22,7 +22,7 @@ SHARED = {
     "report": "lexiseg.stages.report:run",
 }
 # Groups of baselines that run where a method does.
-OWNERS = {"kmeans": "stego"}
+OWNERS = {entry.baselines: name for name, entry in METHODS.items() if entry.baselines}
 # The common tail: the same node for every method.
 TAIL = {
     "predict": "lexiseg.stages.predict:run",
