@@ -21,8 +21,8 @@ SHARED = {
     "encode-trunk": "lexiseg.stages.encode_trunk:run",
     "report": "lexiseg.stages.report:run",
 }
-# Groups of baselines that run where a method does.
-OWNERS = {entry.baselines: name for name, entry in METHODS.items() if entry.baselines}
+# Groups of baselines that run where a method does: those beside a method of clusters read its features.
+OWNERS = {entry.baselines: name for name, entry in METHODS.items() if entry.clusters}
 # The common tail: the same node for every method.
 TAIL = {
     "predict": "lexiseg.stages.predict:run",
