@@ -25,7 +25,8 @@ TELEMETRY = {
 # Threads of OpenMP that wait for each other look again and again, which keeps the cores from other processes: two
 # trainings of LSeg at once on two cores took 1.9 s per step each, where one took 0.44 s. Looking a thousand times
 # before they sleep, it is 1.0 s, and 0.48 s alone. Small steps sleep too often then: of STEGO's, 20 a second were done
-# alone; with five thousand 31 (with no limit 36), and 10 of each of two at once (13.6 with a thousand, below 4 without).
+# alone; looking five thousand times it is 31, with no limit 36; and of each of two at once 10 (13.6 with a thousand,
+# less than 4 with no limit).
 DEFAULTS = TELEMETRY | {
     "HF_HUB_OFFLINE": "1",  # downloads are asked for: HF_HUB_OFFLINE=0 dvc repro
     "GOMP_SPINCOUNT": "5000",
