@@ -4,6 +4,7 @@
     export PYTHONPATH=/tmp/pydensecrf
     python benchmarks/crf.py --threads 1 --pictures PICTURES --out
     python benchmarks/crf.py --threads 1 --accuracy --pictures PICTURES --out
+    python benchmarks/crf.py --threads 1 --device cuda --pictures PICTURES --out
 
 Both refine the same shares of labels on the same pictures, scaled to a square: cosines of smoothed colours with random
 centres, which divide a picture about as clusters of codes do. Both are approximate; the share of pixels with equal
@@ -11,6 +12,8 @@ labels is printed, and below 99 % nothing is timed. With --pictures they are pho
 
 How near both come to exact inference (plain.py: whole kernel matrices) is seen on the same pictures at 40 x 40 pixels
 with 5 labels; below 90 % of equal labels nothing is timed either. --accuracy sees to this alone.
+
+With --device cuda lexiseg refines on the GPU, the way there and back included; pydensecrf2 has the CPU alone.
 """
 
 from __future__ import annotations
@@ -64,10 +67,10 @@ def shares_of(image: np.ndarray, labels: int, *, seed: int) -> Tensor:
     return (2 * torch.einsum("bkhw,nk->bnhw", F.normalize(finer, dim=1), centres)).softmax(dim=1)
 
 
-def ours(image: np.ndarray, shares: Tensor, iterations: int) -> np.ndarray:
+def ours(image: np.ndarray, shares: Tensor, iterations: int, *, device: str = "cpu") -> np.ndarray:
     """Shares (labels, H, W) by lexiseg."""
-    pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
-    return dense_crf(pixels, shares, CrfSettings(iterations=iterations))[0].numpy()
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None].to(device)
+    return dense_crf(pixels, shares.to(device), CrfSettings(iterations=iterations))[0].cpu().numpy()
 
 
 def pydensecrf(image: np.ndarray, shares: Tensor, iterations: int) -> np.ndarray:
@@ -89,9 +92,9 @@ def pydensecrf(image: np.ndarray, shares: Tensor, iterations: int) -> np.ndarray
     return np.array(field.inference(iterations)).reshape(labels, height, width)
 
 
-def candidates() -> dict[str, Callable[[np.ndarray, Tensor, int], np.ndarray]]:
+def candidates(device: str = "cpu") -> dict[str, Callable[[np.ndarray, Tensor, int], np.ndarray]]:
     """What is compared, by name."""
-    return {"lexiseg": ours, "pydensecrf2": pydensecrf}
+    return {"lexiseg": partial(ours, device=device), "pydensecrf2": pydensecrf}
 
 
 def from_exact(path: Path | None, iterations: int, *, seed: int) -> dict[str, Any]:
@@ -140,13 +143,14 @@ def timed(path: Path | None, given: argparse.Namespace, *, seed: int, title: str
     """
     image = picture(path, given.side, seed=seed)
     shares = shares_of(image, given.labels, seed=seed)
-    runs = {name: partial(refine, image, shares, given.iterations) for name, refine in candidates().items()}
+    ways = candidates(given.device)
+    runs = {name: partial(refine, image, shares, given.iterations) for name, refine in ways.items()}
     one, other = (run().argmax(axis=0) for run in runs.values())
     agreement = float((one == other).mean())
     changed = float((shares[0].argmax(dim=0).numpy() != other).mean())
     if agreement < AGREEMENT:
         raise AssertionError(f"{title}: only {100 * agreement:.2f} % of the pixels have equal labels")
-    times = compare(runs, repeats=given.repeats, title=title)
+    times = compare(runs, repeats=given.repeats, device=given.device, title=title)
     print(f"  equal labels {100 * agreement:.2f} %, changed by the CRF {100 * changed:.1f} %")
     print(table(times, unit="picture"))
     return {"equal_labels": agreement, "changed_labels": changed, **times}
@@ -160,6 +164,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--side", type=int, default=320)
     parser.add_argument("--labels", type=int, default=27)
     parser.add_argument("--iterations", type=int, default=10)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda, of lexiseg")
     parser.add_argument("--accuracy", action="store_true", help="compare with exact inference alone; nothing is timed")
     given = parser.parse_args(argv)
     use_threads(given.threads)
@@ -176,7 +181,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for option in ("repeats", "side", "labels") if given.accuracy else ():
         delattr(given, option)  # it had no part in this
     name = "crf accuracy" if given.accuracy else "crf"
-    write_result(name, rows, given=given, precision="fp32", peers=("pydensecrf2",))
+    device = vars(given).pop("device")
+    write_result(name, rows, given=given, precision="fp32", device=device, peers=("pydensecrf2",))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ class Method:
 
     Attributes:
         folder: below outputs/, where its stages write.
-        load: model folder (Path) -> Scorer; `encode=` and `predict=` are those of `load_scorer`.
+        load: model folder (Path) -> Scorer; `encode=` and `predict=` are those of `load_scorer`. A method of clusters
+            has what `lexiseg.inference.Model` asks of it instead: `names`, `owners` and `segment`.
         stages: the method's own graph nodes, by the name after "<method>-".
         model: the one of its nodes whose output is the model folder.
         baselines: the group of dvc.yaml that stands beside it, `<group>-predict@<name>` and `<group>-evaluate@<name>`.
