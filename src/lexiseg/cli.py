@@ -12,6 +12,7 @@ from typing import Annotated
 from lexiseg import environment  # first: it turns telemetry of the libraries off
 
 import typer  # isort: skip
+from typer.core import TyperGroup  # isort: skip
 
 from lexiseg.errors import LexisegError, StageError
 from lexiseg.workspace import main_checkout, private_folder, require_root
@@ -20,10 +21,26 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 data_app = typer.Typer(no_args_is_help=True, help="Data sets in data/ and data.dvc.")
 weights_app = typer.Typer(no_args_is_help=True, help="Local weight files in weights/.")
 profile_app = typer.Typer(no_args_is_help=True, help="Settings of params.yaml by name.")
+
+
+class _SweepGroup(TyperGroup):
+    """`lexiseg sweep METHOD` beside `lexiseg sweep show`: what is no command of the group is a method."""
+
+    def resolve_command(self, ctx, args):
+        known = args and (args[0] in self.commands or args[0].startswith("-"))
+        return super().resolve_command(ctx, args if known else ["run", *args])
+
+
+sweep_app = typer.Typer(
+    no_args_is_help=True,
+    cls=_SweepGroup,
+    help="Search settings: `lexiseg sweep METHOD`, options by `lexiseg sweep run --help`.",
+)
 stego_app = typer.Typer(no_args_is_help=True, help="What STEGO's results say without any label.")
 app.add_typer(data_app, name="data")
 app.add_typer(weights_app, name="weights")
 app.add_typer(profile_app, name="profile")
+app.add_typer(sweep_app, name="sweep")
 app.add_typer(stego_app, name="stego")
 
 
@@ -247,6 +264,10 @@ def sync() -> None:
     if page is not None:
         print(f"Data Docs written to {page}")
     published = sync_outputs(root)
+    if (private_folder(root) / "sweeps.db").is_file():
+        from lexiseg.sweeps.publish import publish_studies
+
+        published += publish_studies(root, private_folder(root) / "sweeps")
     print("\n".join(map(str, published)) if published else "nothing new to publish")
 
 
@@ -454,6 +475,155 @@ def profile_save(name: str) -> None:
 
     keys = save_profile(require_root(), name)
     print(f"profiles/{name}.yaml: {len(keys)} values")
+
+
+Storage = Annotated[
+    str | None,
+    typer.Option(
+        envvar="LEXISEG_STORAGE",
+        show_envvar=True,
+        help="SQLAlchemy address of the database, such as postgresql://…; without it .lexiseg/sweeps.db.",
+    ),
+]
+
+
+@sweep_app.command("run")
+def sweep_run(
+    method: str,
+    space: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A space of the method, KEY, KEY=low..high[,log], KEY=a|b, or a YAML file; may be given again."
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=value that all trials share; may be given again.")
+    ] = None,
+    trials: Annotated[int, typer.Option(help="Trials of the whole study, those that are there included.")] = 20,
+    study: Annotated[str | None, typer.Option(help="Its name; without it METHOD-SPACE.")] = None,
+    storage: Storage = None,
+    workers: Annotated[int, typer.Option(help="Processes that work on trials at once.")] = 1,
+    objective: Annotated[
+        list[str] | None,
+        typer.Option(help="Metric, latency or memory, NAME or NAME:min; miou without it. Given again: compromises."),
+    ] = None,
+    constraint: Annotated[
+        list[str] | None, typer.Option(help='"NAME<=NUMBER" or "NAME>=NUMBER"; latency in ms, memory in MB.')
+    ] = None,
+    split: Annotated[str, typer.Option(help="Whose metrics are compared; never the one that is reported.")] = "val",
+    seed: Annotated[int, typer.Option(min=0, help="Of the search alone.")] = 0,
+    prune: Annotated[bool, typer.Option(help="End trainings that are behind the others.")] = True,
+    dry: Annotated[bool, typer.Option("--plan", help="Show the plan and its cost, and run nothing.")] = False,
+) -> None:
+    """Search settings of a method by Optuna, on stages of the graph. The same command goes on with a study.
+
+    Example: lexiseg sweep tcl --space inference --trials 20 --plan
+    """
+    root = require_root()
+    _use_working_tree(root)
+    from lexiseg.stages.settings import parse_settings, read_values
+
+    _prepare_process(root, threads=parse_settings(read_values(root)).threads)
+    from lexiseg.sweeps.results import study_lines
+    from lexiseg.sweeps.sweep import Request, prepare, sweep, sweep_folder
+
+    request = Request(
+        method=method,
+        space=space or (),
+        fixed=set_ or (),
+        trials=trials,
+        study=study,
+        storage=storage,
+        workers=workers,
+        objectives=objective or (),
+        constraints=constraint or (),
+        split=split,
+        seed=seed,
+        prune=prune,
+    )
+    prepared = prepare(root, request)
+    print("\n".join(prepared.lines(trials=trials, workers=workers)), flush=True)
+    if dry:
+        return
+    print(flush=True)
+    found = sweep(root, request, prepared)
+    print("\n".join(["", *study_lines(found)]))
+    print(f"pictures and logs in {sweep_folder(root, found.study_name)}")
+    print(f"`lexiseg sweep apply {found.study_name}` writes the best trial into params.yaml")
+
+
+@sweep_app.command("show")
+def sweep_show(
+    study: Annotated[str | None, typer.Argument(help="Name of a study; none: list them.")] = None,
+    storage: Storage = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Show the trials of a study, or the studies that there are.
+
+    Example: lexiseg sweep show
+    """
+    root = require_root()
+    from lexiseg.sweeps.results import study_json, study_lines
+    from lexiseg.sweeps.study import counts, load_study, open_storage, storage_url, study_names
+
+    opened = open_storage(storage_url(root, storage))
+    if study is not None:
+        found = load_study(opened, study)
+        print(json.dumps(study_json(found), indent=2) if as_json else "\n".join(study_lines(found)))
+        return
+    names = study_names(opened)
+    listed = {name: counts(load_study(opened, name)) for name in names}
+    if as_json:
+        print(json.dumps(listed, indent=2))
+        return
+    for name, number in listed.items():
+        print(f"{name}: {', '.join(f'{count} {state}' for state, count in number.items() if count) or 'no trial yet'}")
+    if not names:
+        print("no study yet; `lexiseg sweep METHOD` makes one")
+
+
+@sweep_app.command("apply")
+def sweep_apply(
+    study: str,
+    trial: Annotated[int | None, typer.Option(help="Number of the trial; without it the best.")] = None,
+    storage: Storage = None,
+) -> None:
+    """Write the best trial of a study into params.yaml; `dvc repro` then gives its score, and that on other splits.
+
+    Example: lexiseg sweep apply tcl-inference
+    """
+    root = require_root()
+    from lexiseg.sweeps.apply import apply_trial
+    from lexiseg.sweeps.study import load_study, open_storage, storage_url
+
+    found = load_study(open_storage(storage_url(root, storage)), study)
+    changed, differing = apply_trial(root, found, slot=trial)
+    for key, value in changed.items():
+        print(f"params.yaml: {key} = {value}")
+    if not changed:
+        print("params.yaml has these values already")
+    if differing:
+        print("note: the score will be another one than the trial's, since")
+        print("\n".join(f"  {line}" for line in differing))
+    print("`dvc repro` runs it; `lexiseg profile save NAME` keeps it")
+
+
+@sweep_app.command("work", hidden=True)
+def sweep_work(study: str, name: Annotated[str, typer.Option()] = "", storage: Storage = None) -> None:
+    """Work on a study until it is done; `lexiseg sweep METHOD` starts this.
+
+    Example: lexiseg sweep work tcl-inference
+    """
+    root = require_root()
+    _use_working_tree(root)
+    from lexiseg.stages.settings import parse_settings, read_values
+
+    _prepare_process(root, threads=parse_settings(read_values(root)).threads)
+    from lexiseg.sweeps.study import load_study, open_storage, storage_url
+    from lexiseg.sweeps.worker import work, worker_name
+
+    opened = open_storage(storage_url(root, storage))
+    work(root, lambda: load_study(opened, study), name=name or worker_name(0))
 
 
 @stego_app.command("diagnose")

@@ -229,24 +229,33 @@ class _Held:
 
 def _error(name: str, code: int, lines: Sequence[str]) -> LexisegError:
     """The stage's own error where its last lines hold one in three parts."""
-    text = "\n".join(lines)
-    _, mark, body = text.rpartition("error (")
-    kind = getattr(errors, body.partition(")")[0], None) if mark else None
-    parts: dict[str, str] = {}
-    if isinstance(kind, type) and issubclass(kind, LexisegError):
-        key = ""
-        for line in body.splitlines()[1:]:
-            start = next((part for part in ("found", "allowed", "to do") if line.startswith(f"{part}: ")), None)
-            key = start or key
-            if key:
-                parts[key] = line.removeprefix(f"{start}: ") if start else f"{parts[key]}\n{line}"
-            if key == "to do":  # what follows is of others: a bar that was left open, dvc
-                break
-        if len(parts) == 3:
-            return kind(found=parts["found"], allowed=parts["allowed"], fix=parts["to do"])
+    found = error_in(lines)
+    if found is not None:
+        return found
     last = lines[-1].removeprefix(f"ERROR: failed to reproduce '{name}': ") if lines else "it said nothing"
     return StageError(
         found=f"{name} failed with exit code {code}: {last}",
         allowed="a stage that ends without an error",
         fix=f"see its log above; `dvc repro --single-item {name}` repeats it",
     )
+
+
+def error_in(lines: Sequence[str]) -> LexisegError | None:
+    """The last error in three parts that a command of lexiseg ended in, made anew from what it printed."""
+    text = "\n".join(lines)
+    _, mark, body = text.rpartition("error (")
+    kind = getattr(errors, body.partition(")")[0], None) if mark else None
+    if not isinstance(kind, type) or not issubclass(kind, LexisegError):
+        return None
+    parts: dict[str, str] = {}
+    key = ""
+    for line in body.splitlines()[1:]:
+        start = next((part for part in ("found", "allowed", "to do") if line.startswith(f"{part}: ")), None)
+        key = start or key
+        if key:
+            parts[key] = line.removeprefix(f"{start}: ") if start else f"{parts[key]}\n{line}"
+        if key == "to do":  # what follows is of others: a bar that was left open, dvc
+            break
+    if len(parts) != 3:
+        return None
+    return kind(found=parts["found"], allowed=parts["allowed"], fix=parts["to do"])

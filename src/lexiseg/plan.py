@@ -7,7 +7,7 @@ will run is going to write is unknown, what one that will be restored is going t
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -180,19 +180,25 @@ class _Planner:
         return any(within(dep, out) for node in self.graph.values() for out in node.outs)
 
     def _costs(self, step: Step, params: Mapping[str, Any], *, share: float = 1.0) -> Step:
-        took = best_match(self.history, step.stage, params)
-        if took is None:
-            return step
-        factor, basis = _scale(took, params)
-        return Step(
-            step.stage,
-            step.action,
-            step.why,
-            seconds=round(took.seconds * factor * share, 1),
-            memory=took.memory,
-            disk=took.disk,
-            basis=basis,
-        )
+        return expect(step, params, self.history, share=share)
+
+
+def expect(step: Step, params: Mapping[str, Any], history: list[Took], *, share: float = 1.0) -> Step:
+    """The step with what it should take, going by earlier runs of its stage.
+
+    Args:
+        step: without costs.
+        params: the parameters that the stage declares, by dotted key, as it will run with them.
+        history: of this machine.
+        share: of the work that is left (0..1).
+    """
+    took = best_match(history, step.stage, params)
+    if took is None:
+        return step
+    factor, basis = _scale(took, params)
+    return replace(
+        step, seconds=round(took.seconds * factor * share, 1), memory=took.memory, disk=took.disk, basis=basis
+    )
 
 
 def _differences(key: str, old: Any, new: Any) -> Iterator[str]:
@@ -258,7 +264,7 @@ def plan_lines(steps: Iterable[Step], *, free_memory: int, free_disk: int) -> li
     width = max(len(step.stage) for step in steps)
     lines = [f"{'stage':<{width}}  {'what':<16} {'time':>9} {'memory':>8} {'disk':>8}  why"]
     for step in steps:
-        cells = f"{_time(step):>9} {_size(step.memory):>8} {_size(step.disk):>8}"
+        cells = f"{_time(step):>9} {size_text(step.memory):>8} {size_text(step.disk):>8}"
         why = _at_most(step.why, 3) + (f" ({step.basis})" if step.basis else "")
         lines.append(f"{step.stage:<{width}}  {WORDS[step.action]:<16} {cells}  {why}".rstrip())
     computed = [step for step in steps if step.action in COMPUTES]
@@ -271,13 +277,13 @@ def plan_lines(steps: Iterable[Step], *, free_memory: int, free_disk: int) -> li
     memory, disk = max([step.memory or 0 for step in computed]), sum(step.disk or 0 for step in computed)
     lines.append(
         f"{len(computed)} of {len(steps)} stages compute"
-        + (f", about {_duration(sum(step.seconds or 0 for step in known))} one after the other" if known else "")
+        + (f", about {duration(sum(step.seconds or 0 for step in known))} one after the other" if known else "")
         + (f"; no earlier run is known of {', '.join(unknown) if known else 'any'}" if unknown else "")
     )
     if known:
         lines.append(
-            f"memory {_size(memory)} of {_size(free_memory)} available; outputs {_size(disk)}, "
-            f"and as much again in DVC's cache, of {_size(free_disk)} free"
+            f"memory {size_text(memory)} of {size_text(free_memory)} available; outputs {size_text(disk)}, "
+            f"and as much again in DVC's cache, of {size_text(free_disk)} free"
         )
     if memory > free_memory or 2 * disk > free_disk:
         lines.append("warning: that is more than there is")
@@ -292,10 +298,10 @@ def _at_most(texts: tuple[str, ...], count: int) -> str:
 def _time(step: Step) -> str:
     if step.action not in COMPUTES:
         return ""
-    return "?" if step.seconds is None else _duration(step.seconds)
+    return "?" if step.seconds is None else duration(step.seconds)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     seconds = max(1, round(seconds))
     hours, minutes = seconds // 3600, seconds % 3600 // 60
     if hours:
@@ -303,7 +309,7 @@ def _duration(seconds: float) -> str:
     return f"{minutes} m {seconds % 60} s" if minutes else f"{seconds} s"
 
 
-def _size(size: int | None) -> str:
+def size_text(size: int | None) -> str:
     if size is None:
         return ""
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

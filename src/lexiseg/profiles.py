@@ -37,13 +37,22 @@ def render_profile(root: Path, name: str) -> str:
             fix="`lexiseg profile list` shows them; a new one is a file in profiles/",
         )
     text = (root / "profiles" / f"{BASE}.yaml").read_text(encoding="utf-8")
-    if name == BASE:
-        return text
+    return text if name == BASE else _edited(text, read_yaml(root / "profiles" / f"{name}.yaml"))
+
+
+def edit_params(root: Path, changes: Mapping[str, Any]) -> None:
+    """Change settings in params.yaml, by dotted key; its comments stay."""
+    path = root / "params.yaml"
+    if changes:
+        write_text(path, _edited(path.read_text(encoding="utf-8"), override({}, changes)))
+
+
+def _edited(text: str, changes: Mapping[str, Any]) -> str:
     editor = YAML()
     editor.width = 200
     editor.indent(mapping=2, sequence=4, offset=2)
     values = editor.load(text)
-    _merge(values, read_yaml(root / "profiles" / f"{name}.yaml"))
+    _merge(values, changes)
     stream = StringIO()
     editor.dump(values, stream)
     return stream.getvalue()

@@ -9,11 +9,13 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -24,6 +26,24 @@ class Block(BaseModel):
     """A part of params.yaml. Fields are typed; unknown keys are refused; values cannot change after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A range of a setting that is worth searching, as metadata of its field.
+
+    Example:
+        >>> class Train(Block):
+        ...     lr: Annotated[float, Sweep(1e-4, 1e-2, log=True)]
+
+    Attributes:
+        low, high: both ends belong to it.
+        log: values are spread evenly over orders of magnitude.
+    """
+
+    low: float
+    high: float
+    log: bool = False
 
 
 _KINDS: dict[Any, str] = {str: "text", int: "a whole number", float: "a number", bool: "true or false", Any: "anything"}
@@ -69,6 +89,18 @@ def parse(values: Any, block: type[BlockType], *, source: str = "params.yaml") -
             allowed="".join(f"\n  - {fault[1]}" for fault in faults),
             fix=f"edit {source}; each key is documented where it stands",
         ) from error
+
+
+def fields_of(block: type[BaseModel], *, prefix: str = "") -> dict[str, FieldInfo]:
+    """The settings of a block and of those in it, by dotted key; blocks themselves are not among them."""
+    found: dict[str, FieldInfo] = {}
+    for name, info in block.model_fields.items():
+        inner = [kind for kind in _options(info.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        for kind in inner:
+            found |= fields_of(kind, prefix=f"{prefix}{name}.")
+        if not inner:
+            found[f"{prefix}{name}"] = info
+    return found
 
 
 def override(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -226,22 +226,33 @@ def clean(private: Path, *, outputs: Path | None = None) -> tuple[int, int]:
     running = False
     work = private / "work"
     for name in sorted({path.name.removesuffix(".lock") for path in work.glob("*")}):
-        folder, lock = work / name, work / f"{name}.lock"
-        try:
-            with FileLock(str(lock), timeout=0):
-                if folder.is_dir():
-                    freed += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-                    shutil.rmtree(folder, ignore_errors=True)
-                    removed += 1
-                # Whoever waits for it finds its file gone, and locks a new one (filelock looks).
-                lock.unlink(missing_ok=True)
-        except Timeout:
+        there = (work / name).is_dir()
+        size = remove_work(private, name)
+        if size is None:
             running = True
             _say(f"kept {name}: a stage is running there")
+        else:
+            removed, freed = removed + there, freed + size
     if outputs is not None and not running:
         for part in outputs.rglob(".*.part"):
             shutil.rmtree(part, ignore_errors=True)
     return removed, freed
+
+
+def remove_work(private: Path, name: str) -> int | None:
+    """Remove one work folder; returns its bytes, or None where a running stage holds it."""
+    folder, lock = private / "work" / name, private / "work" / f"{name}.lock"
+    size = 0
+    try:
+        with FileLock(str(lock), timeout=0):
+            if folder.is_dir():
+                size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+                shutil.rmtree(folder, ignore_errors=True)
+            # Whoever waits for it finds its file gone, and locks a new one (filelock looks).
+            lock.unlink(missing_ok=True)
+    except Timeout:
+        return None
+    return size
 
 
 def _other_files(path: Path) -> list[Path]:

@@ -16,7 +16,10 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -195,8 +198,10 @@ class Checkpoints(L.Callback):
             self._save(trainer, module)
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, GivenUpError):
+            self.path.unlink(missing_ok=True)
         # Where a checkpoint could not be written, a second try would hide why.
-        if not self.within and not isinstance(exception, OSError):
+        elif not self.within and not isinstance(exception, OSError):
             self._save(trainer, module)
 
     def _save(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -218,6 +223,59 @@ class Checkpoints(L.Callback):
         self.saved, now = self.done, time.monotonic()
         # Large models: writing takes at most a twentieth of the time.
         self.due = now + max(self.pause, 20 * (now - start))
+
+
+class GivenUpError(Exception):
+    """An onlooker gives a training up: it ends, and nothing is kept of it."""
+
+
+@dataclass(frozen=True)
+class Onlooker:
+    """Who looks at trainings from outside, as a sweep does to give up those that promise little.
+
+    A training whose onlooker only looks ends bit by bit as one without.
+
+    Attributes:
+        at: shares of the steps (0..1) after which `look` is called.
+        look: called with the share, and with a function that writes into a folder what the stage would write if its
+            training ended now. May raise `GivenUpError`.
+    """
+
+    at: tuple[float, ...]
+    look: Callable[[float, Callable[[Path], None]], None]
+
+
+_ONLOOKER: ContextVar[Onlooker | None] = ContextVar("onlooker", default=None)
+
+
+@contextmanager
+def watched_by(onlooker: Onlooker) -> Iterator[None]:
+    """Let `onlooker` look at all trainings in this block that say how they are saved."""
+    token = _ONLOOKER.set(onlooker)
+    try:
+        yield
+    finally:
+        _ONLOOKER.reset(token)
+
+
+class Looks(L.Callback):
+    """Calls an onlooker, after the checkpoint of the step that it looks at."""
+
+    def __init__(self, onlooker: Onlooker, *, first: int, batches: int, save: Callable[[Path], None]) -> None:
+        self.onlooker, self.first, self.save = onlooker, first, save
+        self.at = {max(1, round(share * batches)): share for share in onlooker.at if share < 1}
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_index: int
+    ) -> None:
+        share = self.at.get(self.first + batch_index + 1)
+        if share is not None:
+            # The modes of frozen parts differ from the others', so each is put back to its own.
+            modes = {part: part.training for part in module.modules()}
+            module.eval()
+            self.onlooker.look(share, self.save)
+            for part, training in modes.items():
+                part.training = training
 
 
 def _pause() -> float:
@@ -247,6 +305,7 @@ def fit(
     precision: Any = "32-true",
     title: str = "train",
     callbacks: Sequence[L.Callback] = (),
+    save: Callable[[Path], None] | None = None,
 ) -> list[dict[str, float]]:
     """Train `module` for `steps` steps, or for those that are left of them (`lexiseg.checkpoint`).
 
@@ -260,10 +319,12 @@ def fit(
         accumulate: batches whose gradients make one optimiser step; `batch` is asked for steps * accumulate.
         precision: a Lightning precision, e.g. "32-true" or "bf16-mixed".
         title: words on the progress bar, and the name of the checkpoint: each training of a stage has its own.
+        save: writes into a folder what the stage would write if the training ended now; None: no `Onlooker` can look.
 
     Raises:
         LexisegError: what `batch` raises, in a loader process too.
         SystemExit: with code 143, after the step in which SIGTERM came.
+        GivenUpError: an `Onlooker` gave it up; its checkpoint is gone.
 
     Returns:
         The logged values as rows `{"step", name: value, ...}`, about fifty of them.
@@ -286,6 +347,9 @@ def fit(
         callbacks.append(
             Checkpoints(path, first=first, batches=batches, accumulate=accumulate, curve=curve, found=found)
         )
+    onlooker = _ONLOOKER.get()
+    if onlooker and save:
+        callbacks.append(Looks(onlooker, first=first, batches=batches, save=save))
     loader = DataLoader(
         StepBatches(batch, first=first, steps=batches), batch_size=None, shuffle=False, num_workers=workers
     )

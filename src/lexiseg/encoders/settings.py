@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from lexiseg.settings import Block
+from lexiseg.settings import Block, Sweep
 
 Readout = Literal["project", "add", "ignore"]
 """What becomes of a ViT's class token, see `lexiseg.encoders.pyramid.Reassemble`."""
@@ -17,7 +17,7 @@ class PretrainSettings(Block):
     """Pretraining of the tiny CLIP on captions."""
 
     steps: int = Field(ge=1)
-    lr: float = Field(gt=0)
+    lr: Annotated[float, Sweep(5e-4, 2e-3, log=True)] = Field(gt=0)
     warmup: int = Field(ge=0)
     weight_decay: float = Field(ge=0)
     max_scale: float = Field(gt=0)
@@ -133,18 +133,18 @@ class SelfSupervisedSettings(Block):
     crop: int = Field(ge=16, multiple_of=8)
     steps: int = Field(ge=1)
     batch: int = Field(ge=2)
-    lr: float = Field(gt=0)
+    lr: Annotated[float, Sweep(3e-4, 3e-3, log=True)] = Field(gt=0)
     warmup: int = Field(ge=0)
     weight_decay: float = Field(ge=0)
     layers: int = Field(ge=1)
-    prototypes: int = Field(ge=2)
-    picture_weight: float = Field(ge=0)
-    student_temperature: float = Field(gt=0)
-    teacher_temperature: float = Field(gt=0)
+    prototypes: Annotated[int, Sweep(64, 1024, log=True)] = Field(ge=2)
+    picture_weight: Annotated[float, Sweep(0, 1)] = Field(ge=0)
+    student_temperature: Annotated[float, Sweep(0.05, 0.2, log=True)] = Field(gt=0)
+    teacher_temperature: Annotated[float, Sweep(0.03, 0.1, log=True)] = Field(gt=0)
     momentum: float = Field(ge=0, lt=1)
-    masked: float = Field(ge=0, lt=1)
-    gain: float = Field(ge=0, lt=1)
-    shift: float = Field(ge=0, lt=1)
+    masked: Annotated[float, Sweep(0.1, 0.5)] = Field(ge=0, lt=1)
+    gain: Annotated[float, Sweep(0, 0.4)] = Field(ge=0, lt=1)
+    shift: Annotated[float, Sweep(0, 0.15)] = Field(ge=0, lt=1)
     noise: float = Field(ge=0, lt=1)
 
     @model_validator(mode="after")

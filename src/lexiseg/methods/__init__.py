@@ -35,6 +35,7 @@ class Method:
         baselines: the group of dvc.yaml that stands beside it, `<group>-predict@<name>` and `<group>-evaluate@<name>`.
         settings: its Block in params.yaml.
         ablations: table name -> variant name -> changed settings; the first table is the usual one.
+        spaces: name -> knobs that `lexiseg sweep` searches (`lexiseg.sweeps.space`); the first is the usual one.
         importer: (ForeignCheckpoint, options) -> Imported, for checkpoints of the official implementation.
         refiner: `refine` of its block in params.yaml -> what makes final scores of the saved ones and the picture
             (`lexiseg.evaluation.evaluate.Refine`); None: the saved scores are final.
@@ -49,6 +50,7 @@ class Method:
     baselines: str = "baseline"
     settings: str | None = None
     ablations: str | None = None
+    spaces: str | None = None
     importer: str | None = None
     refiner: str | None = None
     overlapping: bool = False
@@ -101,6 +103,7 @@ METHODS: dict[str, Method] = {
         stages={"train": "lexiseg.methods.lseg.stages:train"},
         settings="lexiseg.methods.lseg.settings:LSegSettings",
         ablations="lexiseg.methods.lseg.ablations:TABLES",
+        spaces="lexiseg.methods.lseg.spaces:SPACES",
         importer="lexiseg.methods.lseg.checkpoint:import_checkpoint",
     ),
     "tcl": Method(
@@ -109,6 +112,7 @@ METHODS: dict[str, Method] = {
         stages={"train": "lexiseg.methods.tcl.stages:train"},
         settings="lexiseg.methods.tcl.settings:TCLSettings",
         ablations="lexiseg.methods.tcl.ablations:TABLES",
+        spaces="lexiseg.methods.tcl.spaces:SPACES",
         importer="lexiseg.methods.tcl.checkpoint:import_checkpoint",
         refiner="lexiseg.methods.tcl.refine:refiner",
         overlapping=True,
@@ -128,6 +132,7 @@ METHODS: dict[str, Method] = {
         baselines="kmeans",
         settings="lexiseg.methods.stego.settings:StegoSettings",
         ablations="lexiseg.methods.stego.ablations:TABLES",
+        spaces="lexiseg.methods.stego.spaces:SPACES",
         importer="lexiseg.methods.stego.checkpoint:import_checkpoint",
         refiner="lexiseg.methods.stego.refine:refiner",
         clusters=True,

@@ -78,9 +78,9 @@ def _complete(store: Store, run: Any, record: Record, *, whole: bool) -> bool:
     for key, points in record.curves.items():
         logged = {point.step for point in client.get_metric_history(run_id, key)} if key in run.data.metrics else set()
         metrics += [Metric(key, value, now, step) for step, value in points if step not in logged]
-    for params in _chunks(values, MAX_PARAMS):
+    for params in chunks(values, MAX_PARAMS):
         client.log_batch(run_id, params=params)
-    for part in _chunks(metrics, MAX_METRICS):
+    for part in chunks(metrics, MAX_METRICS):
         client.log_batch(run_id, metrics=part)
     if tags:
         client.log_batch(run_id, tags=tags)
@@ -116,7 +116,8 @@ def _folder(path: str) -> str:
     return PurePosixPath(path).parent.as_posix()
 
 
-def _chunks(items: Iterable[Item], size: int) -> Iterator[Sequence[Item]]:
+def chunks(items: Iterable[Item], size: int) -> Iterator[Sequence[Item]]:
+    """Parts of at most `size` items: MLflow takes no more at once."""
     items = list(items)
     for start in range(0, len(items), size):
         yield items[start : start + size]

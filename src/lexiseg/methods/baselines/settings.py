@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
-from lexiseg.settings import Block
+from lexiseg.settings import Block, Sweep
 
 
 class LinearSettings(Block):
@@ -12,7 +14,7 @@ class LinearSettings(Block):
 
     steps: int = Field(ge=1)
     batch: int = Field(ge=1)
-    lr: float = Field(gt=0)
+    lr: Annotated[float, Sweep(1e-3, 3e-2, log=True)] = Field(gt=0)
     weight_decay: float = Field(ge=0)
     stride: int = Field(ge=1)
     crop: tuple[int, int] | None

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from lexiseg.encoders.settings import Readout
-from lexiseg.settings import Block
+from lexiseg.settings import Block, Sweep
 
 
 def _start(init: str) -> str:
@@ -24,9 +24,9 @@ class ModelSettings(Block):
     features: int = Field(ge=1)
     readout: Readout
     block: Literal["none", "bottleneck", "depthwise"]
-    block_depth: int = Field(ge=0)
+    block_depth: Annotated[int, Sweep(1, 4)] = Field(ge=0)
     activation: Literal["lrelu", "tanh", "relu"]
-    temperature: float = Field(gt=0)
+    temperature: Annotated[float, Sweep(0.03, 0.2, log=True)] = Field(gt=0)
     clip_residual: bool
     freeze_norm: bool
 
@@ -41,9 +41,9 @@ class TrainSettings(Block):
 
     labels: Literal["dataset", "episode"]
     optimiser: Literal["sgd", "adamw"]
-    lr: float = Field(gt=0)
+    lr: Annotated[float, Sweep(3e-4, 3e-3, log=True)] = Field(gt=0)
     lr_batch: int | None = Field(ge=1)
-    backbone_lr_factor: float = Field(ge=0)
+    backbone_lr_factor: Annotated[float, Sweep(0.01, 1, log=True)] = Field(ge=0)
     momentum: float = Field(ge=0, lt=1)
     weight_decay: float = Field(ge=0)
     schedule: Literal["poly", "cosine"]

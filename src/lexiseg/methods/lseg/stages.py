@@ -121,16 +121,16 @@ def train(settings: Any, inputs: Mapping[str, Path], outputs: Path) -> None:
     text = load_text(inputs["encode"])
     torch.manual_seed(settings.seed)
     model, config = new_model(inputs["encode"], settings.lseg.model, text_dim=text.dim)
+    config["vocabulary"] = vocabulary.to_json()
+    config["stand_ins"] = {name: text.stand_in(name) for name in vocabulary.names if text.stand_in(name)}
     if settings.lseg.train.steps != 0:
         curve = _fit(model, config, text=text, prepared=inputs["prepare"], settings=settings)
         write_text(outputs / "curve.csv", curve_csv(curve))
-    config["vocabulary"] = vocabulary.to_json()
-    config["stand_ins"] = {name: text.stand_in(name) for name in vocabulary.names if text.stand_in(name)}
     save_model(outputs, model, config)
 
 
 def _fit(
-    model: LSeg, config: Mapping[str, Any], *, text: TextEncoder, prepared: Path, settings: Any
+    model: LSeg, config: dict[str, Any], *, text: TextEncoder, prepared: Path, settings: Any
 ) -> list[dict[str, float]]:
     """Train the model in place; returns the curve."""
     split, recipe = PreparedSplit(prepared, "train"), settings.lseg.train
@@ -153,4 +153,5 @@ def _fit(
         accumulate=recipe.accumulate,
         precision=recipe.precision,
         title="train LSeg",
+        save=lambda folder: save_model(folder, model, config),
     )

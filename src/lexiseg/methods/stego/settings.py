@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from lexiseg.evaluation.protocol import protocol_names
-from lexiseg.settings import Block
+from lexiseg.settings import Block, Sweep
 
 Baseline = Literal["raw", "pca", "whitened"]
 
@@ -43,7 +43,7 @@ class FeatureSettings(Block):
 class NeighbourSettings(Block):
     """`stego.neighbours`: partners that look alike."""
 
-    count: int = Field(ge=1)
+    count: Annotated[int, Sweep(3, 30)] = Field(ge=1)
     backend: Literal["exact", "faiss"]
 
 
@@ -53,7 +53,7 @@ class ModelSettings(Block):
     init: Annotated[str, AfterValidator(_start)]
     sha256: str | None
     head: Literal["nonlinear", "linear", "none", "pca", "whitened"]
-    dim: int = Field(ge=1)
+    dim: Annotated[int, Sweep(32, 100)] = Field(ge=1)
     tokens: int = Field(ge=2)
     dropout: float = Field(ge=0, lt=1)
 
@@ -67,13 +67,13 @@ class ModelSettings(Block):
 class LossSettings(Block):
     """`stego.loss`: weights, shifts and forms of the correspondence loss (paper section 3.2)."""
 
-    self: float = Field(ge=0)
-    knn: float = Field(ge=0)
-    random: float = Field(ge=0)
+    self: Annotated[float, Sweep(0.1, 1)] = Field(ge=0)
+    knn: Annotated[float, Sweep(0.1, 1)] = Field(ge=0)
+    random: Annotated[float, Sweep(0.1, 1)] = Field(ge=0)
     shifts: Literal["otsu", "quantile", "fixed"]
-    self_shift: float | None
-    knn_shift: float | None
-    random_shift: float | None
+    self_shift: Annotated[float | None, Sweep(0.05, 0.8)]
+    knn_shift: Annotated[float | None, Sweep(0.05, 0.8)]
+    random_shift: Annotated[float | None, Sweep(0.1, 1)]
     centring: Literal["paper", "code", "none"]
     clamp: bool
     stabilise: bool
@@ -96,7 +96,7 @@ class TrainSettings(Block):
 
     steps: int = Field(ge=0)
     batch: int = Field(ge=2)
-    lr: float = Field(gt=0)
+    lr: Annotated[float, Sweep(1e-4, 2e-3, log=True)] = Field(gt=0)
     alarm: float = Field(gt=0, le=1)
     precision: Literal["32-true", "bf16-mixed"]
 
@@ -105,7 +105,7 @@ class ProbeSettings(Block):
     """`stego.probe`: what reads classes out of codes."""
 
     seed: int = Field(ge=0, lt=2**31)
-    clusters: int | None = Field(ge=2)
+    clusters: Annotated[int | None, Sweep(5, 60)] = Field(ge=2)
     extra: int = Field(ge=0)
     kind: Literal["kmeans", "gradient", "model"]
     tokens: int = Field(ge=2)
@@ -147,12 +147,12 @@ class PredictSettings(Block):
 class RefineSettings(Block):
     """`stego.refine`: the dense CRF. The defaults are those of the authors' evaluation."""
 
-    crf_iterations: int = Field(default=10, ge=0)
+    crf_iterations: Annotated[int, Sweep(0, 10)] = Field(default=10, ge=0)
     gaussian_width: float = Field(default=1.0, gt=0)
     gaussian_weight: float = Field(default=3.0, ge=0)
-    bilateral_width: float = Field(default=67.0, gt=0)
-    bilateral_colour: float = Field(default=3.0, gt=0)
-    bilateral_weight: float = Field(default=4.0, ge=0)
+    bilateral_width: Annotated[float, Sweep(10, 100)] = Field(default=67.0, gt=0)
+    bilateral_colour: Annotated[float, Sweep(3, 15)] = Field(default=3.0, gt=0)
+    bilateral_weight: Annotated[float, Sweep(1, 10)] = Field(default=4.0, ge=0)
 
     def card(self) -> dict[str, Any]:
         """The fields of a protocol card that refinement decides."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from lexiseg.settings import Block
+from lexiseg.settings import Block, Sweep
 
 Side = Annotated[int, Field(ge=1)]
 
@@ -31,12 +31,12 @@ def _start(init: str) -> str:
 class LossSettings(Block):
     """`tcl.loss`: weights and priors of the paper's section 3.3."""
 
-    image: float = Field(ge=0)
-    feature: float = Field(ge=0)
-    area: float = Field(ge=0)
-    positive_prior: float = Field(ge=0, le=1)
-    negative_prior: float = Field(ge=0, le=1)
-    smooth: float = Field(ge=0)
+    image: Annotated[float, Sweep(0.01, 1, log=True)] = Field(ge=0)
+    feature: Annotated[float, Sweep(0.01, 1, log=True)] = Field(ge=0)
+    area: Annotated[float, Sweep(0.1, 1, log=True)] = Field(ge=0)
+    positive_prior: Annotated[float, Sweep(0.2, 0.9)] = Field(ge=0, le=1)
+    negative_prior: Annotated[float, Sweep(0, 0.2)] = Field(ge=0, le=1)
+    smooth: Annotated[float, Sweep(0.1, 3, log=True)] = Field(ge=0)
     mask_temperature: float = Field(gt=0)
 
     @model_validator(mode="after")
@@ -51,7 +51,7 @@ class TrainSettings(Block):
 
     steps: int = Field(ge=0)
     decoder_steps: int = Field(ge=0)
-    lr: float = Field(gt=0)
+    lr: Annotated[float, Sweep(3e-4, 3e-3, log=True)] = Field(gt=0)
     min_lr: float = Field(ge=0)
     lr_batch: int | None = Field(ge=1)
     warmup: int = Field(ge=0)
@@ -99,7 +99,7 @@ class ModelSettings(Block):
     gate: float
     scale: float
     bias: float
-    temperature: float = Field(gt=0)
+    temperature: Annotated[float, Sweep(0.03, 0.2, log=True)] = Field(gt=0)
     statistics: Literal["clip", "imagenet"]
 
     @model_validator(mode="after")
@@ -135,9 +135,9 @@ class PredictSettings(Block):
 class RefineSettings(Block):
     """`tcl.refine`: from soft masks to those that are compared. The defaults are those of the authors' evaluation."""
 
-    pamr_iterations: int = Field(default=10, ge=0)
-    knowledge_weight: float = Field(default=0.3, ge=0, le=1)
-    background_threshold: float | None = Field(default=None, gt=0, lt=1)
+    pamr_iterations: Annotated[int, Sweep(0, 10)] = Field(default=10, ge=0)
+    knowledge_weight: Annotated[float, Sweep(0, 0.6)] = Field(default=0.3, ge=0, le=1)
+    background_threshold: Annotated[float | None, Sweep(0.2, 0.7)] = Field(default=None, gt=0, lt=1)
 
     def card(self) -> dict[str, Any]:
         """The fields of a protocol card that refinement decides."""

@@ -33,6 +33,7 @@ def train(settings: Any, inputs: Mapping[str, Path], outputs: Path) -> None:
     recipe = settings.tcl.train
     torch.manual_seed(settings.seed)
     model, clip, config = new_model(inputs["encode"], settings.tcl.model)
+    config |= {"vocabulary": vocabulary.to_json(), "stand_ins": {}}
     if recipe.steps:
         how: dict[str, Any] = {"tokenize": clip.tokenize, "settings": recipe, "config": config, "seed": settings.seed}
         how["patch_size"] = model.visual.patch_size
@@ -50,11 +51,11 @@ def train(settings: Any, inputs: Mapping[str, Path], outputs: Path) -> None:
             gradient_clip=recipe.clip_gradient,
             precision=recipe.precision,
             title="train TCL",
+            save=lambda folder: save_model(folder, model, config),
         )
         write_text(outputs / "curve.csv", curve_csv(curve))
         if recipe.shards is not None:
             print(f"{int(module.skipped)} damaged pairs passed over")
-    config |= {"vocabulary": vocabulary.to_json(), "stand_ins": {}}
     save_model(outputs, model, config)
 
 

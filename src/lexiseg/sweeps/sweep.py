@@ -1,0 +1,283 @@
+"""`lexiseg sweep METHOD`: plans a sweep, starts its workers, shows how it goes, and publishes what comes of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import optuna
+from filelock import FileLock
+from optuna.trial import FrozenTrial
+from tqdm import tqdm
+
+from lexiseg.driver import GRACE, error_in, stop_groups
+from lexiseg.errors import SettingsError, StageError, TrackingError
+from lexiseg.stage import remove_work, value_at
+from lexiseg.sweeps.definition import common_changes, define
+from lexiseg.sweeps.objective import COSTS, RUNGS, Task, as_suggested, check_split, read_constraint, read_goal
+from lexiseg.sweeps.planner import Plan, plan_lines, plan_sweep
+from lexiseg.sweeps.publish import publish_study
+from lexiseg.sweeps.results import best_trials, finished, trial_line
+from lexiseg.sweeps.space import Space, read_space
+from lexiseg.sweeps.study import (
+    SLOT,
+    add_slots,
+    counts,
+    create_study,
+    give_back,
+    load_study,
+    open_storage,
+    patiently,
+    storage_url,
+)
+from lexiseg.sweeps.worker import WORK, worker_name
+from lexiseg.trials import Trials
+from lexiseg.workspace import private_folder
+
+STORAGE_VARIABLE = "LEXISEG_STORAGE"
+MOST_STARTS = 3  # of a worker that is killed again and again
+POLL = 0.5  # seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a user asks for; see the options of `lexiseg sweep`."""
+
+    method: str
+    space: Sequence[str] = ()
+    fixed: Sequence[str] = ()
+    trials: int = 20
+    study: str | None = None
+    storage: str | None = None
+    workers: int = 1
+    objectives: Sequence[str] = ()
+    constraints: Sequence[str] = ()
+    split: str = "val"
+    seed: int = 0
+    prune: bool = True
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request that was looked at: what it means for this working tree."""
+
+    task: Task
+    space: Space
+    trials: Trials
+    plan: Plan
+
+    def lines(self, *, trials: int, workers: int) -> list[str]:
+        """The plan in words."""
+        rungs = RUNGS if self.task.prune and not self.plan.scores_only else ()
+        return plan_lines(self.plan, self.space, trials=trials, workers=workers, rungs=rungs)
+
+
+def prepare(root: Path, request: Request) -> Prepared:
+    """Look at a request before anything runs.
+
+    Raises:
+        SettingsError: what is asked for does not fit the method, the settings or itself; all of a kind at once.
+        DataError: the data set has no such split.
+    """
+    space = read_space(request.method, request.space, fixed=request.fixed)
+    for name, value in (("trials", request.trials), ("workers", request.workers)):
+        if value < 1:
+            raise SettingsError(found=f"--{name} {value}", allowed="1 or more", fix=f"give another --{name}")
+    goals = tuple(map(read_goal, request.objectives or ("miou",)))
+    trials = Trials(root)
+    common = common_changes(trials, request.method, fixed=space.fixed, split=request.split)
+    task = Task(
+        method=request.method,
+        knobs=space.knobs,
+        common=common,
+        split=request.split,
+        goals=goals,
+        constraints=tuple(map(read_constraint, request.constraints)),
+        # Of several goals Optuna cannot say which trial is behind; a cost is known at the end only.
+        prune=request.prune and len(goals) == 1 and goals[0].name not in COSTS,
+    )
+    plan = plan_sweep(root, trials, space, target=task.target, common=common, also=task.also)
+    _try_ends(trials, task)
+    check_split(root / trials.graph["prepare"].folder, request.split)
+    return Prepared(task, space, trials, plan)
+
+
+def sweep(root: Path, request: Request, prepared: Prepared) -> optuna.Study:
+    """Run a sweep to its end, or go on with it; returns the study.
+
+    Raises:
+        LexisegError: the study is another one, its storage is away, or a worker ended in an error.
+        SystemExit: it was stopped (Ctrl+C, SIGTERM); the same call goes on.
+    """
+    task, space = prepared.task, prepared.space
+    name = request.study or f"{request.method}-{space.name}"
+    url = storage_url(root, request.storage)
+    storage = open_storage(url)
+    definition = define(task, space, prepared.trials, seed=request.seed)
+    directions = [goal.direction for goal in task.goals]
+    study, new = patiently(lambda: create_study(storage, name, definition, directions=directions))
+    values = prepared.trials.settings_under(task.common)[0]
+    first = as_suggested(task.knobs, {knob.key: value_at(values, knob.key) for knob in task.knobs})
+    with FileLock(str(private_folder(root) / "sweeps.lock")):
+        patiently(lambda: add_slots(study, request.trials, first=first))
+    done = counts(study)
+    ended = done["complete"] + done["pruned"] + done["failed"]
+    print(f"study {name}: " + ("new" if new else f"{ended} of {request.trials} trials are there"), flush=True)
+    watch = _Watch(root, study, bar=request.trials)
+    folder = sweep_folder(root, name)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        _run_workers(root, study, watch, folder, url=url, count=request.workers)
+    finally:
+        watch.close()
+        _publish(root, load_study(storage, name), pictures=True)
+    _tidy(root, study)
+    return load_study(storage, name)
+
+
+def sweep_folder(root: Path, name: str) -> Path:
+    """Where logs and pictures of a study are."""
+    return private_folder(root) / "sweeps" / name
+
+
+def _run_workers(root: Path, study: optuna.Study, watch: _Watch, folder: Path, *, url: str, count: int) -> None:
+    running: dict[str, tuple[subprocess.Popen, Path, int]] = {}
+    started = 0
+
+    def start(attempt: int) -> None:
+        nonlocal started
+        started += 1
+        name = worker_name(started)
+        log = folder / f"worker-{started}.log"
+        with log.open("wb") as stream:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "lexiseg", "sweep", "work", study.study_name, "--name", name],
+                cwd=root,
+                env=os.environ | {STORAGE_VARIABLE: url, "PYTHONUNBUFFERED": "1"},
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl+C comes to this process, which ends them one by one
+            )
+        running[name] = (process, log, attempt)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        for _ in range(count):
+            start(1)
+        while running:
+            watch.look()
+            for name, (process, log, attempt) in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[name]
+                if process.returncode:
+                    patiently(lambda name=name: give_back(study, worker=name))
+                    _judge(process.returncode, log, attempt)
+                    watch.say(f"a worker was killed (exit code {process.returncode}); its trial starts again")
+                    start(attempt + 1)
+            time.sleep(POLL)
+        watch.look()
+    except (KeyboardInterrupt, SystemExit):
+        watch.say(f"stopping: trainings end after their step (at most {GRACE:.0f} s); the same command goes on")
+        raise
+    finally:
+        stop_groups([process.pid for process, _, _ in running.values()])
+        for name in running:
+            patiently(lambda name=name: give_back(study, worker=name))
+        signal.signal(signal.SIGTERM, before)
+
+
+def _judge(code: int, log: Path, attempt: int) -> None:
+    """Raise what a worker ended in, unless it was killed and is worth another start."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    error = error_in(lines)
+    if error is not None:
+        raise error
+    if code > 0 or attempt == MOST_STARTS:
+        raise StageError(
+            found=f"a worker ended with exit code {code}"
+            + (f", for the {attempt}th time" if attempt > 1 else "")
+            + f": {lines[-1] if lines else 'it said nothing'}",
+            allowed="workers that end without an error",
+            fix=f"see {log}; where memory was short, take fewer --workers",
+        )
+
+
+def _publish(root: Path, study: optuna.Study, *, pictures: bool) -> None:
+    try:
+        publish_study(root, study, pictures=sweep_folder(root, study.study_name) if pictures else None)
+    except TrackingError as error:
+        print(f"note: not published to MLflow ({error.found}); `lexiseg sync` does it later", file=sys.stderr)
+
+
+def _tidy(root: Path, study: optuna.Study) -> None:
+    """Remove what only trials that are not the best ones left in their work folders."""
+    if any(counts(study)[state] for state in ("running", "waiting")):
+        return
+    keep = {name for trial in best_trials(study) for name in trial.user_attrs.get(WORK, ())}
+    work = {name for trial in study.get_trials(deepcopy=False) for name in trial.user_attrs.get(WORK, ())}
+    for name in sorted(work - keep):
+        remove_work(private_folder(root), name)
+
+
+def _try_ends(trials: Trials, task: Task) -> None:
+    """Refuse a space whose ends the settings refuse, rather than fail trial after trial."""
+    lows = {knob.key: knob.ends[0] for knob in task.knobs}
+    highs = {knob.key: knob.ends[-1] for knob in task.knobs}
+    others = [lows | {knob.key: choice} for knob in task.knobs for choice in knob.choices]
+    for values in [lows, highs, *others]:
+        values = {key: int(value) if _is_whole(task, key) else value for key, value in values.items()}
+        trials.settings_under({**task.common, **values})
+
+
+def _is_whole(task: Task, key: str) -> bool:
+    return next(knob.whole for knob in task.knobs if knob.key == key)
+
+
+class _Watch:
+    """Shows trials as they end, on a bar, and publishes them."""
+
+    def __init__(self, root: Path, study: optuna.Study, *, bar: int) -> None:
+        self._root, self._study = root, study
+        self._seen = {trial.number for trial in self._finished()}
+        interval = 1.0 if sys.stderr.isatty() else 30.0
+        self._bar = tqdm(
+            total=bar,
+            initial=len({trial.user_attrs[SLOT] for trial in self._finished()}),
+            desc=f"sweep {study.study_name}",
+            unit="trial",
+            mininterval=interval,
+            maxinterval=interval,
+        )
+
+    def look(self) -> None:
+        """Show what ended since the last look."""
+        new = [trial for trial in self._finished() if trial.number not in self._seen]
+        for trial in new:
+            self._seen.add(trial.number)
+            self.say(trial_line(self._study, trial))
+            self._bar.update()
+        if new:
+            _publish(self._root, self._study, pictures=False)
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        self._bar.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self._bar.close()
+
+    def _finished(self) -> list[FrozenTrial]:
+        return patiently(lambda: finished(self._study))
