@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedSeq
 
 from lexiseg.errors import SettingsError
 from lexiseg.settings import override, read_yaml
@@ -51,6 +52,10 @@ def _edited(text: str, changes: Mapping[str, Any]) -> str:
     editor = YAML()
     editor.width = 200
     editor.indent(mapping=2, sequence=4, offset=2)
+    # By itself it leaves the place of a null empty, as if a value had been forgotten.
+    editor.representer.add_representer(
+        type(None), lambda writer, _: writer.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
     values = editor.load(text)
     _merge(values, changes)
     stream = StringIO()
@@ -152,6 +157,8 @@ def _merge(values: Any, changes: Mapping[str, Any]) -> None:
     for key, change in changes.items():
         if isinstance(change, Mapping) and isinstance(values.get(key), Mapping) and values[key]:
             _merge(values[key], change)
+        elif isinstance(change, list) and isinstance(old := values.get(key), CommentedSeq) and old.fa.flow_style():
+            old[:] = change  # it stays on one line
         else:
             values[key] = change
 

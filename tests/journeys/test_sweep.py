@@ -1,14 +1,17 @@
-"""Sweeps as their users have them: from the command line, stopped, killed and resumed, on one storage from two sides."""
+"""Sweeps as their users have them: from the command line, stopped, killed, resumed, and from two sides at once."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ import optuna
 import psutil
 import pytest
 from helpers.postgres import Postgres
-from helpers.working_tree import environment, run
+from helpers.working_tree import copy_of, environment, run
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
@@ -63,7 +66,7 @@ def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return [child for child in found if "work" in child.cmdline() and "sweep" in child.cmdline()]
 
 
-def in_training(root: Path, study: str) -> list[Path]:
+def in_training(root: Path) -> list[Path]:
     """Checkpoints of trials that are at work."""
     return list((root / ".lexiseg/work").glob("tcl-train-*/checkpoints/*.ckpt"))
 
@@ -81,12 +84,179 @@ def parents(root: Path) -> list[Any]:
     return [found for found in client.search_runs(experiments) if "mlflow.parentRunId" not in found.data.tags]
 
 
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory, _finished_tree: Path) -> Path:
+    """A working tree with a finished sweep of TCL's inference."""
+    root = copy_of(_finished_tree, tmp_path_factory.mktemp("searched") / "lexiseg")
+    done = run(root, "lexiseg", "sweep", "tcl", "--space", "inference", "--trials", "6")
+    assert "saved predictions are scored again; no network is run" in done.stdout
+    assert "per trial tcl-evaluate" in done.stdout
+    assert "6 complete" in done.stdout
+    return root
+
+
+def test_saved_predictions_are_scored_again(searched):
+    logs = "".join(path.read_text() for path in (searched / ".lexiseg/sweeps/tcl-inference").glob("worker-*.log"))
+    # Once for the split that is searched on; outputs/ has that of the others.
+    assert len(re.findall(r"predict val: +0%", logs)) == 1
+    assert len(re.findall(r"evaluate val: +0%", logs)) == 6
+    assert "train TCL" not in logs
+    assert not run(searched, "git", "status", "--porcelain", "params.yaml", "dvc.lock").stdout
+
+
+def test_a_study_is_shown(searched):
+    text = run(searched, "lexiseg", "sweep", "show", "tcl-inference").stdout
+    assert "tcl on val, space inference, miou as high as possible" in text
+    assert len(re.findall(r"^\d+ {2,}complete", text, flags=re.MULTILINE)) == 6
+    assert len(re.findall(r"complete \*", text)) == 1
+    found = json.loads(run(searched, "lexiseg", "sweep", "show", "tcl-inference", "--json").stdout)
+    best = [trial for trial in found["trials"] if trial["best"]]
+    assert [trial["values"][0] for trial in best] == [max(trial["values"][0] for trial in found["trials"])]
+    assert run(searched, "lexiseg", "sweep", "show").stdout == "tcl-inference: 6 complete\n"
+
+
+def test_mlflow_shows_a_parent_with_a_child_per_trial(searched):
+    (parent,) = parents(searched)
+    assert parent.data.tags["lexiseg.method"] == "tcl"
+    assert parent.data.params["space/tcl.refine.pamr_iterations"] == "0..10"
+    assert parent.data.metrics["trials_complete"] == 6
+    runs = children(searched)
+    assert {found.data.tags["mlflow.parentRunId"] for found in runs} == {parent.info.run_id}
+    assert [found.info.status for found in runs] == ["FINISHED"] * 6
+    found = json.loads(run(searched, "lexiseg", "sweep", "show", "tcl-inference", "--json").stdout)
+    values = sorted(trial["metrics"]["miou"] for trial in found["trials"])
+    assert sorted(child.data.metrics["val/miou"] for child in runs) == values
+    assert parent.data.metrics["best/val/miou"] == values[-1]
+    assert all(
+        set(child.data.params) == {"tcl.refine.pamr_iterations", "tcl.refine.knowledge_weight"} for child in runs
+    )
+    client = MlflowClient(tracking_uri=f"sqlite:///{searched / '.lexiseg/mlflow.db'}")
+    names = {Path(item.path).name for item in client.list_artifacts(parent.info.run_id, "pictures")}
+    assert {"history.png", "importance.png", "slice.png", "parallel_coordinate.png", "contour.png"} <= names
+
+
+def test_mlflow_can_be_written_anew(searched, tmp_path):
+    root = copy_of(searched, tmp_path / "lexiseg")
+    for name in ("mlflow.db", "artifacts"):
+        path = root / ".lexiseg" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert "created run tcl-inference 3" in run(root, "lexiseg", "sync").stdout
+    assert len(children(root)) == 6
+    assert run(root, "lexiseg", "sync").stdout == "nothing new to publish\n"
+
+
+def test_a_study_goes_on_with_more_trials(searched, tmp_path):
+    root = copy_of(searched, tmp_path / "lexiseg")
+    done = run(root, "lexiseg", "sweep", "tcl", "--space", "inference", "--trials", "7").stdout
+    assert "study tcl-inference: 6 of 7 trials are there" in done
+    assert "7 complete" in done
+    again = run(root, "lexiseg", "sweep", "tcl", "--space", "inference", "--trials", "7").stdout
+    assert "study tcl-inference: 7 of 7 trials are there" in again
+
+
+def test_the_best_trial_is_applied_and_reproduced_bit_by_bit(searched, tmp_path):
+    root = copy_of(searched, tmp_path / "lexiseg")
+    found = json.loads(run(root, "lexiseg", "sweep", "show", "tcl-inference", "--json").stdout)
+    (best,) = [trial for trial in found["trials"] if trial["best"]]
+    before = (root / "params.yaml").read_text().splitlines()
+    text = run(root, "lexiseg", "sweep", "apply", "tcl-inference").stdout
+    assert "note" not in text
+    after = (root / "params.yaml").read_text().splitlines()
+    changed = [new for old, new in zip(before, after, strict=True) if old != new]
+    assert len(changed) <= 3  # two knobs and the splits; comments and all other lines stay
+    shutil.rmtree(root / ".lexiseg/work")  # nothing is there to be linked
+    run(root, "dvc", "repro", "--quiet", "tcl-evaluate")
+    metrics = json.loads((root / "outputs/tcl/evaluate/metrics.json").read_text())["splits"]
+    assert set(metrics) == {"val", "test", "stress"}
+    assert metrics["val"] == best["metrics"]
+    assert "params.yaml has these values already" in run(root, "lexiseg", "sweep", "apply", "tcl-inference").stdout
+
+
+def test_optunas_pages_show_the_same_study(searched):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    command = ["optuna-dashboard", "sqlite:///.lexiseg/sweeps.db", "--host", "127.0.0.1", "--port", port]
+    server = subprocess.Popen(command, cwd=searched, env=environment(searched), stdout=subprocess.DEVNULL)
+
+    def answer() -> Any:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies", timeout=5) as reply:
+                return json.load(reply)
+        except OSError:
+            return None
+
+    try:
+        studies = wait_for(answer, seconds=60)["study_summaries"]
+    finally:
+        server.terminate()
+        server.wait()
+    assert [study["study_name"] for study in studies] == ["tcl-inference"]
+
+
+def test_a_study_of_other_settings_is_refused(searched):
+    for arguments, found in (
+        (["lseg", "--study", "tcl-inference"], "method: tcl there, lseg here"),
+        (["tcl", "--space", "inference", "--split", "test"], "split: val there, test here"),
+        (["tcl", "--space", "inference", "--set", "seed=1"], "seed"),
+    ):
+        process = start(searched, *arguments)
+        text = process.communicate(timeout=120)[0]
+        assert process.returncode == 1
+        assert "the study `tcl-inference` is another one" in text
+        assert found in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (["tcl", "--space", "stego.loss.knn"], "`stego.loss.knn` enter(s) no stage that tcl-evaluate needs"),
+        (["tcl", "--space", "tcl.refine.background_threshold"], "the protocol world has no background"),
+        (["tcl", "--space", "tcl.loss.area=-1..1"], "`tcl.loss.area`"),
+        (["tcl", "--split", "nothing"], "no split `nothing`"),
+        (["tcl", "--trials", "0"], "--trials 0"),
+        (["tcl", "--storage", "postgresql://x:y@127.0.0.1:1/z"], "cannot be used"),
+        (["tcl", "--objective", ":max"], "--objective :max"),
+        (["tcl", "--constraint", "latency=5"], "--constraint latency=5"),
+        (["apply", "none"], "no study `none`"),
+    ],
+)
+def test_what_is_refused_before_anything_runs(searched, arguments, found):
+    process = start(searched, *arguments)
+    text = process.communicate(timeout=120)[0]
+    assert process.returncode == 1, text
+    assert found in text
+    assert "Traceback" not in text
+
+
+def test_ctrl_c_ends_a_sweep_that_then_goes_on(micro_tree):
+    arguments = ["tcl", *SPACE, *LONGER, "--trials", "2"]
+    first = start(micro_tree, *arguments)
+    wait_for(lambda: in_training(micro_tree))
+    os.killpg(first.pid, signal.SIGINT)
+    text = first.communicate(timeout=120)[0]
+    assert first.returncode != 0
+    assert "the same command goes on" in text
+    assert "Traceback" not in text
+    assert in_training(micro_tree)  # its checkpoint stays
+    study = optuna.load_study(study_name="tcl-custom", storage=f"sqlite:///{micro_tree / '.lexiseg/sweeps.db'}")
+    assert len(study.get_trials(states=(TrialState.WAITING,))) == 2
+    assert not study.get_trials(states=(TrialState.RUNNING,))
+    second = start(micro_tree, *arguments)
+    text = second.communicate(timeout=240)[0]
+    assert second.returncode == 0, text
+    assert "2 complete" in text
+    logs = "".join(path.read_text() for path in (micro_tree / ".lexiseg/sweeps/tcl-custom").glob("worker-*.log"))
+    assert "going on after step" in logs
+    assert not in_training(micro_tree)
+
+
 def test_two_sides_a_killed_worker_and_a_database_that_restarts(micro_tree, postgres):
     count = 8
     arguments = ["tcl", *SPACE, *LONGER, "--trials", str(count), "--study", "shared"]
     sides = [start(micro_tree, *arguments, LEXISEG_STORAGE=postgres.url) for _ in range(2)]
     wait_for(lambda: all(workers_of(side) for side in sides))
-    wait_for(lambda: in_training(micro_tree, "shared"))
+    wait_for(lambda: in_training(micro_tree))
     storage = optuna.storages.RDBStorage(postgres.url)
     study = optuna.load_study(study_name="shared", storage=storage)
     victim = workers_of(sides[0])[0]

@@ -39,7 +39,7 @@ def define(task: Task, space: Space, trials: Trials, *, seed: int) -> dict[str, 
         "split": task.split,
         "objectives": [str(goal) for goal in task.goals],
         "constraints": [str(constraint) for constraint in task.constraints],
-        "pruner": "median" if task.prune else "none",
+        "pruner": "successive halving" if task.prune else "none",
         "seed": seed,
         **identity(task, trials),
     }
@@ -79,7 +79,7 @@ def task_of(study: optuna.Study) -> Task:
             split=found["split"],
             goals=tuple(map(read_goal, found["objectives"])),
             constraints=tuple(map(read_constraint, found["constraints"])),
-            prune=found["pruner"] == "median",
+            prune=found["pruner"] != "none",
         )
     except (KeyError, TypeError) as error:
         raise SettingsError(

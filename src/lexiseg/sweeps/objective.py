@@ -23,7 +23,7 @@ from lexiseg.trials import Progress, Trials
 
 LATENCY, MEMORY = "latency", "memory"
 COSTS = {LATENCY: "ms per picture", MEMORY: "MB"}  # measured in a process of its own; less is better
-RUNGS = (0.2, 0.4)  # shares of a training at which it is looked at
+RUNGS = (0.2, 0.4)  # shares of a training at which the better half goes on; each is twice the one before
 PICTURES = 128  # that it is then judged by
 
 

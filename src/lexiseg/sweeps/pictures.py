@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import optuna
 from optuna.trial import TrialState
 
 from lexiseg.sweeps.definition import task_of
+from lexiseg.sweeps.objective import PICTURES, Task
 
 FEWEST = 4  # complete trials: of fewer there is no importance to be told
 
@@ -52,7 +54,7 @@ def write_pictures(study: optuna.Study, folder: Path) -> list[Path]:
             )
             made[f"contour{end}"] = lambda how=how: plots.plot_contour(study, params=varied, **how)
     if any(trial.intermediate_values for trial in study.get_trials(deepcopy=False)):
-        made["pruning"] = lambda: plots.plot_intermediate_values(study)
+        made["pruning"] = lambda: _pruning(plots.plot_intermediate_values(study), task)
     if several:
         made["front"] = lambda: plots.plot_pareto_front(study, target_names=[goal.name for goal in task.goals])
     folder.mkdir(parents=True, exist_ok=True)
@@ -61,14 +63,39 @@ def write_pictures(study: optuna.Study, folder: Path) -> list[Path]:
 
 def _draw(draw: Callable[[], Any], path: Path, *, count: int) -> Path:
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Optuna's drawing by matplotlib is "experimental", since version 2.2
         axes = draw()
     figure = getattr(axes, "figure", None) or axes.ravel()[0].figure
+    for one in figure.axes:
+        for axis in (one.xaxis, one.yaxis):
+            if axis.get_scale() == "log":  # Optuna leaves labels such as 3 x 10^-1 above each other
+                axis.set_major_locator(FixedLocator(_round_values(*axis.get_view_interval())))
+                axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                axis.set_minor_locator(NullLocator())
     figure.set_size_inches(*{"slice": (3.2 * max(2, count), 3.6), "contour": (3.4 * count, 3.2 * count)}.get(
         path.stem.partition("_")[0], (8, 4.5)
     ))  # fmt: skip
     figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
     return path
+
+
+def _pruning(axes: Any, task: Task) -> Any:
+    axes.set_title("Trials on their way")
+    axes.set_xlabel("% of the training")
+    axes.set_ylabel(f"{task.goals[0].name} on {PICTURES} pictures of {task.split}")
+    return axes
+
+
+def _round_values(low: float, high: float) -> list[float]:
+    """A few round values between two, for an axis of orders of magnitude."""
+    for digits in ((1,), (1, 3), (1, 2, 5), range(1, 10), [digit / 2 for digit in range(2, 20)]):
+        decades = range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1)
+        found = [digit * 10.0**decade for decade in decades for digit in digits]
+        found = [value for value in found if low <= value <= high]
+        if len(found) >= 3:
+            return found[:: -(-len(found) // 4)]
+    return [low, high]

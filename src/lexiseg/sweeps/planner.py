@@ -107,7 +107,7 @@ def plan_lines(plan: Plan, space: Space, *, trials: int, workers: int, rungs: Se
         space: what is searched.
         trials: how many are to come.
         workers: how many run at once.
-        rungs: shares of a training at which trials that promise little are ended; empty where none is.
+        rungs: shares of a training at which trials that promise little are ended; empty: none is.
     """
     width = max(len(str(knob)) for knob in space.knobs)
     lines = ["knobs"]
@@ -121,7 +121,7 @@ def plan_lines(plan: Plan, space: Space, *, trials: int, workers: int, rungs: Se
         lines.append("          saved predictions are scored again; no network is run")
     if rungs:
         shares = ", ".join(f"{share:.0%}" for share in rungs)
-        lines.append(f"pruning   trials behind the median of those before are ended at {shares} of their training")
+        lines.append(f"pruning   at {shares} of a training only the better half of those that came so far goes on")
     steps = [*plan.once, *plan.each]
     unknown = [step.stage for step in steps if step.seconds is None]
     first = sum(step.seconds or 0 for step in plan.once)
@@ -131,6 +131,7 @@ def plan_lines(plan: Plan, space: Space, *, trials: int, workers: int, rungs: Se
         lines.append(
             f"cost      {trials} trials{f', {workers} at once' if workers > 1 else ''}: about "
             f"{duration(first + each * rounds)} going by earlier runs"
+            + (", less what is pruned" if rungs else "")
             + (f", without {', '.join(unknown)}, of which none is known" if unknown else "")
             + f"; memory {size_text(max(step.memory or 0 for step in steps) * workers)}, "
             + f"disk {size_text(sum(step.disk or 0 for step in plan.each) * trials)} until the sweep ends"

@@ -14,11 +14,12 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import optuna
+from filelock import FileLock
 from optuna.exceptions import DuplicatedStudyError, StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
@@ -195,15 +196,24 @@ def _died(study: optuna.Study, trial: FrozenTrial) -> None:
 
 def claim(study: optuna.Study) -> optuna.Trial | None:
     """Take a trial from the queue; None where it is empty. No other worker gets the same one."""
-    fail_stale_trials(study)
     storage: Any = study._storage  # Optuna has no public word for "the next of the queue, and only of the queue"
-    for trial in storage.get_all_trials(study._study_id, deepcopy=False, states=(TrialState.WAITING,)):
-        # Before it runs: of a trial without a single heartbeat Optuna never says that it is stale.
-        storage.record_heartbeat(trial._trial_id)
-        with suppress(UpdateFinishedTrialError):
-            if storage.set_trial_state_values(trial._trial_id, state=TrialState.RUNNING):
-                return optuna.Trial(study, trial._trial_id)
+    with _alone(storage):
+        fail_stale_trials(study)
+        for trial in storage.get_all_trials(study._study_id, deepcopy=False, states=(TrialState.WAITING,)):
+            # Before it runs: of a trial without a single heartbeat Optuna never says that it is stale.
+            storage.record_heartbeat(trial._trial_id)
+            with suppress(UpdateFinishedTrialError):
+                if storage.set_trial_state_values(trial._trial_id, state=TrialState.RUNNING):
+                    return optuna.Trial(study, trial._trial_id)
     return None
+
+
+def _alone(storage: Any) -> AbstractContextManager[Any]:
+    """What keeps other processes from claiming in between: SQLite has no lock of a row, which Optuna relies on."""
+    url = make_url(storage._backend.url)
+    if url.get_backend_name() != "sqlite" or not url.database:
+        return nullcontext()
+    return FileLock(f"{url.database}.lock")
 
 
 def counts(study: optuna.Study) -> dict[str, int]:

@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from lexiseg.errors import LexisegError, StageError, StorageError
 from lexiseg.storage import sha256_of_json
 from lexiseg.sweeps.definition import check_identity, task_of
-from lexiseg.sweeps.objective import NoValueError, Task, measure, number, suggest
+from lexiseg.sweeps.objective import RUNGS, NoValueError, Task, measure, number, suggest
 from lexiseg.sweeps.study import (
     DEFINITION,
     ERROR,
@@ -38,7 +38,6 @@ from lexiseg.trials import Trials
 
 METRICS, WORK, SETTINGS = "metrics", "work", "settings"  # further user attributes of a trial
 STARTUP_TRIALS = 8  # at random, before TPE draws conclusions
-PRUNE_AFTER = 4  # complete trials, before others are compared with them
 IN_A_ROW = 3  # trials that fail one after the other: then it is not the settings
 
 
@@ -69,7 +68,10 @@ def work(root: Path, load: Callable[[], optuna.Study], *, name: str) -> None:
     try:
         while os.getppid() == parent:
             study = patiently(load)
-            study.pruner = optuna.pruners.MedianPruner(n_startup_trials=PRUNE_AFTER)
+            # A median would be that of the complete trials alone: where those are good ones, few others are completed.
+            study.pruner = optuna.pruners.SuccessiveHalvingPruner(
+                min_resource=round(100 * RUNGS[0]), reduction_factor=2
+            )
             trial = patiently(lambda study=study: claim(study))
             if trial is None:
                 if not patiently(lambda study=study: counts(study)["running"]):
