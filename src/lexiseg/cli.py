@@ -513,6 +513,7 @@ def sweep_run(
     split: Annotated[str, typer.Option(help="Whose metrics are compared; never the one that is reported.")] = "val",
     seed: Annotated[int, typer.Option(min=0, help="Of the search alone.")] = 0,
     prune: Annotated[bool, typer.Option(help="End trainings that are behind the others.")] = True,
+    gpus: Annotated[float, typer.Option(min=0, help="On a Ray cluster: GPUs of each worker, such as 0.5.")] = 0.0,
     dry: Annotated[bool, typer.Option("--plan", help="Show the plan and its cost, and run nothing.")] = False,
 ) -> None:
     """Search settings of a method by Optuna, on stages of the graph. The same command goes on with a study.
@@ -540,6 +541,7 @@ def sweep_run(
         split=split,
         seed=seed,
         prune=prune,
+        gpus=gpus,
     )
     prepared = prepare(root, request)
     print("\n".join(prepared.lines(trials=trials, workers=workers)), flush=True)

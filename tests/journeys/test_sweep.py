@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -49,6 +50,11 @@ def start(root: Path, *arguments: str, **variables: str) -> subprocess.Popen[str
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
+
+
+def ray_folder() -> str:
+    """A short path: sockets lie in it, whose names have a limit."""
+    return tempfile.mkdtemp(prefix="ray-", dir="/tmp")
 
 
 def wait_for(what: Callable[[], Any], *, seconds: float = 240.0) -> Any:
@@ -170,6 +176,23 @@ def test_the_best_trial_is_applied_and_reproduced_bit_by_bit(searched, tmp_path)
     assert set(metrics) == {"val", "test", "stress"}
     assert metrics["val"] == best["metrics"]
     assert "params.yaml has these values already" in run(root, "lexiseg", "sweep", "apply", "tcl-inference").stdout
+
+
+def test_on_a_ray_cluster_the_trials_are_the_same(searched, tmp_path):
+    root = copy_of(searched, tmp_path / "lexiseg")
+    found = json.loads(run(root, "lexiseg", "sweep", "show", "tcl-inference", "--json").stdout)
+    alone = {trial["trial"]: trial for trial in found["trials"][:4]}
+    (root / ".lexiseg/sweeps.db").unlink()
+    shutil.rmtree(root / ".lexiseg/work")
+    arguments = ["tcl", "--space", "inference", "--trials", "4", "--workers", "4"]
+    process = start(root, *arguments, LEXISEG_RAY="local", RAY_TMPDIR=ray_folder())
+    text = process.communicate(timeout=280)[0]
+    assert process.returncode == 0, text
+    found = json.loads(run(root, "lexiseg", "sweep", "show", "tcl-inference", "--json").stdout)
+    for trial in found["trials"]:
+        assert trial["settings"] == alone[trial["trial"]]["settings"]
+        assert trial["metrics"] == alone[trial["trial"]]["metrics"]
+    assert len({path.name for path in (root / ".lexiseg/sweeps/tcl-inference").glob("worker-*.log")}) >= 4
 
 
 def test_optunas_pages_show_the_same_study(searched):

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import optuna
 from filelock import FileLock
 from optuna.trial import FrozenTrial
 from tqdm import tqdm
 
-from lexiseg.driver import GRACE, error_in, stop_groups
+from lexiseg.driver import GRACE, error_in
 from lexiseg.errors import SettingsError, StageError, TrackingError
 from lexiseg.stage import remove_work, value_at
 from lexiseg.sweeps.definition import common_changes, define
+from lexiseg.sweeps.launch import Worker, check_storage, start_worker
 from lexiseg.sweeps.objective import COSTS, RUNGS, Task, as_suggested, check_split, read_constraint, read_goal
 from lexiseg.sweeps.planner import Plan, plan_lines, plan_sweep
 from lexiseg.sweeps.publish import publish_study
@@ -41,7 +42,6 @@ from lexiseg.sweeps.worker import WORK, worker_name
 from lexiseg.trials import Trials
 from lexiseg.workspace import private_folder
 
-STORAGE_VARIABLE = "LEXISEG_STORAGE"
 MOST_STARTS = 3  # of a worker that is killed again and again
 POLL = 0.5  # seconds
 
@@ -62,6 +62,7 @@ class Request:
     split: str = "val"
     seed: int = 0
     prune: bool = True
+    gpus: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ def sweep(root: Path, request: Request, prepared: Prepared) -> optuna.Study:
     task, space = prepared.task, prepared.space
     name = request.study or f"{request.method}-{space.name}"
     url = storage_url(root, request.storage)
+    check_storage(url)
     storage = open_storage(url)
     definition = define(task, space, prepared.trials, seed=request.seed)
     directions = [goal.direction for goal in task.goals]
@@ -134,7 +136,7 @@ def sweep(root: Path, request: Request, prepared: Prepared) -> optuna.Study:
     folder = sweep_folder(root, name)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        _run_workers(root, study, watch, folder, url=url, count=request.workers)
+        _run_workers(root, study, watch, folder, url=url, request=request, threads=values["threads"])
     finally:
         watch.close()
         _publish(root, load_study(storage, name), pictures=True)
@@ -147,43 +149,38 @@ def sweep_folder(root: Path, name: str) -> Path:
     return private_folder(root) / "sweeps" / name
 
 
-def _run_workers(root: Path, study: optuna.Study, watch: _Watch, folder: Path, *, url: str, count: int) -> None:
-    running: dict[str, tuple[subprocess.Popen, Path, int]] = {}
+def _run_workers(
+    root: Path, study: optuna.Study, watch: _Watch, folder: Path, *, url: str, request: Request, threads: int
+) -> None:
+    running: list[tuple[Worker, int]] = []
     started = 0
 
     def start(attempt: int) -> None:
         nonlocal started
         started += 1
-        name = worker_name(started)
+        how: dict[str, Any] = {"url": url, "threads": threads, "gpus": request.gpus}
         log = folder / f"worker-{started}.log"
-        with log.open("wb") as stream:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "lexiseg", "sweep", "work", study.study_name, "--name", name],
-                cwd=root,
-                env=os.environ | {STORAGE_VARIABLE: url, "PYTHONUNBUFFERED": "1"},
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl+C comes to this process, which ends them one by one
-            )
-        running[name] = (process, log, attempt)
+        worker = start_worker(root, study.study_name, name=worker_name(started), log=log, **how)
+        running.append((worker, attempt))
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
-        for _ in range(count):
+        for _ in range(request.workers):
             start(1)
         while running:
             watch.look()
-            for name, (process, log, attempt) in list(running.items()):
-                if process.poll() is None:
+            for worker, attempt in list(running):
+                code = worker.poll()
+                if code is None:
                     continue
-                del running[name]
-                if process.returncode:
-                    patiently(lambda name=name: give_back(study, worker=name))
-                    _judge(process.returncode, log, attempt)
-                    watch.say(f"a worker was killed (exit code {process.returncode}); its trial starts again")
+                running.remove((worker, attempt))
+                if code:
+                    patiently(lambda worker=worker: give_back(study, worker=worker.name))
+                    _judge(code, worker.log, attempt)
+                    watch.say(f"a worker was killed (exit code {code}); its trial starts again")
                     start(attempt + 1)
             time.sleep(POLL)
         watch.look()
@@ -191,15 +188,17 @@ def _run_workers(root: Path, study: optuna.Study, watch: _Watch, folder: Path, *
         watch.say(f"stopping: trainings end after their step (at most {GRACE:.0f} s); the same command goes on")
         raise
     finally:
-        stop_groups([process.pid for process, _, _ in running.values()])
-        for name in running:
-            patiently(lambda name=name: give_back(study, worker=name))
+        with ThreadPoolExecutor() as pool:  # their times to end are the same time
+            list(pool.map(lambda item: item[0].stop(), running))
+        for worker, _ in running:
+            patiently(lambda worker=worker: give_back(study, worker=worker.name))
         signal.signal(signal.SIGTERM, before)
 
 
 def _judge(code: int, log: Path, attempt: int) -> None:
     """Raise what a worker ended in, unless it was killed and is worth another start."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    # The log of a worker on another machine may not be here.
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
     error = error_in(lines)
     if error is not None:
         raise error

@@ -1,0 +1,90 @@
+"""Ray, where LEXISEG_RAY asks for it: prepare, trials of sweeps and trainings in several processes run on its machines.
+
+    LEXISEG_RAY=local               a cluster of this machine alone, for this command
+    LEXISEG_RAY=auto                the cluster that this machine belongs to (`ray start`)
+    LEXISEG_RAY=10.0.0.1:6379       the cluster with this head
+
+Without the variable nothing of Ray is imported. Where a stage runs is no part of what it computes, so this is no
+setting of params.yaml: with and without Ray, results have the same fingerprints, and the same hashes.
+
+Every machine has to see the working tree, with its `.lexiseg`, at the same path (a shared file system), and to have the
+same packages in its Python.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from lexiseg.errors import StageError
+
+VARIABLE = "LEXISEG_RAY"
+LOCAL = "local"
+# What tells a process on another machine where it belongs.
+_PASSED = ("LEXISEG_HOME", "LEXISEG_STORAGE", "LEXISEG_CHECKPOINT_SECONDS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def address() -> str | None:
+    """What LEXISEG_RAY says; None where Ray is not asked for."""
+    return os.environ.get(VARIABLE) or None
+
+
+def is_wide() -> bool:
+    """Whether there may be other machines."""
+    return address() not in (None, LOCAL)
+
+
+def connect() -> Any:
+    """Ray, connected to the cluster that LEXISEG_RAY names.
+
+    Returns:
+        The module `ray`.
+
+    Raises:
+        StageError: it is not installed, or nothing answers there.
+    """
+    where = address()
+    assert where is not None
+    try:
+        import ray
+    except ImportError as error:
+        raise StageError(
+            found=f"{VARIABLE}={where}, and Ray is not installed ({error})",
+            allowed="an installation with the extra `ray`",
+            fix="pip install -c constraints.txt -e '.[ray]', or unset the variable",
+        ) from error
+    if ray.is_initialized():
+        return ray
+    how: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
+    if where == LOCAL:
+        how |= {"include_dashboard": False, "num_cpus": _cores()}
+    else:
+        how |= {"address": where}
+    try:
+        ray.init(**how, runtime_env={"env_vars": environment()})
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        raise StageError(
+            found=f"no Ray cluster at {where}: {' '.join(str(error).split())[:200]}",
+            allowed=f"{LOCAL}, auto (after `ray start` on this machine), or HOST:PORT of a head node that runs",
+            fix=f"start it (`ray start --head`), or correct or unset {VARIABLE}",
+        ) from error
+    return ray
+
+
+def environment() -> dict[str, str]:
+    """Variables for processes on other machines: the package of this working tree, and what the user has set."""
+    package = str(Path(__file__).resolve().parents[1])
+    path = os.pathsep.join(dict.fromkeys([package, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]))
+    programs = os.pathsep.join(dict.fromkeys([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+    return {
+        "PYTHONPATH": path,
+        "PATH": programs,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        **{name: value for name in _PASSED if (value := os.environ.get(name))},
+    }
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
