@@ -14,6 +14,7 @@ same packages in its Python.
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from lexiseg.errors import StageError
 
 VARIABLE = "LEXISEG_RAY"
 LOCAL = "local"
+CONNECT_SECONDS = 5.0
 # What tells a process on another machine where it belongs.
 _PASSED = ("LEXISEG_HOME", "LEXISEG_STORAGE", "LEXISEG_CHECKPOINT_SECONDS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -57,6 +59,7 @@ def connect() -> Any:
         ) from error
     if ray.is_initialized():
         return ray
+    _probe(where)
     how: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
     if where == LOCAL:
         how |= {"include_dashboard": False, "num_cpus": _cores()}
@@ -65,12 +68,26 @@ def connect() -> Any:
     try:
         ray.init(**how, runtime_env={"env_vars": environment()})
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        raise StageError(
-            found=f"no Ray cluster at {where}: {' '.join(str(error).split())[:200]}",
-            allowed=f"{LOCAL}, auto (after `ray start` on this machine), or HOST:PORT of a head node that runs",
-            fix=f"start it (`ray start --head`), or correct or unset {VARIABLE}",
-        ) from error
+        raise _nothing_at(where, error) from error
     return ray
+
+
+def _probe(where: str) -> None:
+    """Refuse an address at which nothing listens: Ray would go on trying for many minutes."""
+    host, _, port = where.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+        except OSError as error:
+            raise _nothing_at(where, error) from error
+
+
+def _nothing_at(where: str, error: Exception) -> StageError:
+    return StageError(
+        found=f"no Ray cluster at {where}: {' '.join(str(error).split())[:200]}",
+        allowed=f"{LOCAL}, auto (after `ray start` on this machine), or HOST:PORT of a head node that runs",
+        fix=f"start it (`ray start --head`), or correct or unset {VARIABLE}",
+    )
 
 
 def environment() -> dict[str, str]:

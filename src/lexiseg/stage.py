@@ -28,12 +28,14 @@ from lexiseg.checkpoint import checkpoints_in
 from lexiseg.errors import StageError
 from lexiseg.history import Took, peak_memory, remember
 from lexiseg.pipeline import Node, hash_dependencies
+from lexiseg.ranks import Rank, run_together
 from lexiseg.settings import View, read_yaml
 from lexiseg.storage import atomic_path, hash_tree, link_file, read_json, sha256_of_json, write_json
 from lexiseg.workspace import private_folder
 
 RunFunction = Callable[[Any, Mapping[str, Path], Path], None]
 FINISHED = "finished.json"
+DEVICES = "devices"  # the parameter of stages that several processes share
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ def execute(job: Job, *, publish: Callable[[Path], None] | None = None) -> Path:
             _refuse_changes(job, _changed(job, deps, among=frozen), kept=False)
         whole = not any((work / "checkpoints").glob("*.ckpt"))
         with checkpoints_in(work / "checkpoints"):
-            job.run(View(job.settings, job.node.params), job.inputs, outputs)
+            _run(job, work, outputs)
         declared = {Path(os.path.relpath(out, job.node.folder)) for out in job.node.outs}
         lacking = [str(path) for path in declared if not (outputs / path).exists()]
         if lacking:
@@ -177,6 +179,24 @@ def execute(job: Job, *, publish: Callable[[Path], None] | None = None) -> Path:
         if publish:
             publish(outputs)
     return outputs
+
+
+def _run(job: Job, work: Path, outputs: Path) -> None:
+    def here() -> None:
+        job.run(View(job.settings, job.node.params), job.inputs, outputs)
+
+    devices = int(value_at(job.values, DEVICES) or 1) if DEVICES in job.node.params else 1
+    if devices == 1:
+        return here()
+    rank = Rank(
+        stage=job.node.name,
+        values=dict(job.values),
+        declared=list(job.node.params),
+        inputs={name: str(path.resolve()) for name, path in job.inputs.items()},
+        checkpoints=str((work / "checkpoints").resolve()),
+        outputs=str(outputs.resolve()),
+    )
+    return run_together(rank, devices, here=here, threads=int(value_at(job.values, "threads") or 1))
 
 
 def import_code(root: Path, node: Node) -> frozenset[str]:

@@ -26,12 +26,15 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.fabric.plugins.environments import TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from lexiseg.checkpoint import Checkpoint, checkpoint_file, load_checkpoint, save_checkpoint
 from lexiseg.errors import DataError, LexisegError, SettingsError
+from lexiseg.ranks import rank, world_size
 
 CHECKPOINT_SECONDS = 30.0  # between two checkpoints; the environment variable of that name sets another number
 
@@ -140,14 +143,16 @@ class Curve(L.Callback):
     def __init__(self, *, steps: int, every: int, title: str, first: int, rows: Sequence[dict[str, float]]) -> None:
         self.every, self.first, self.rows = every, first, list(rows)
         interval = 1.0 if sys.stderr.isatty() else 15.0
-        self.bar = tqdm(total=steps, desc=title, unit="step", mininterval=interval, maxinterval=interval, initial=first)
+        how: dict[str, Any] = {"mininterval": interval, "maxinterval": interval, "disable": rank() > 0}
+        self.bar = tqdm(total=steps, desc=title, unit="step", initial=first, **how)
+        self.steps = steps
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_index: int
     ) -> None:
         self.bar.update()
         step = self.first + batch_index + 1
-        if step % self.every == 0 or step == self.bar.total:
+        if step % self.every == 0 or step == self.steps:
             values = {name: float(value) for name, value in trainer.callback_metrics.items()}
             self.rows.append({"step": step, **values})
             self.bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()}, refresh=False)
@@ -199,13 +204,13 @@ class Checkpoints(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
         if isinstance(exception, GivenUpError):
-            self.path.unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)  # of rank 0, which alone has an onlooker
         # Where a checkpoint could not be written, a second try would hide why.
         elif not self.within and not isinstance(exception, OSError):
             self._save(trainer, module)
 
     def _save(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if self.done == self.saved or self.done % self.accumulate:
+        if self.done == self.saved or self.done % self.accumulate or rank() > 0:
             return
         start = time.monotonic()
         save_checkpoint(
@@ -223,6 +228,34 @@ class Checkpoints(L.Callback):
         self.saved, now = self.done, time.monotonic()
         # Large models: writing takes at most a twentieth of the time.
         self.due = now + max(self.pause, 20 * (now - start))
+
+
+class StopTogether(L.Callback):
+    """Ends a shared training after the step in which SIGTERM came to one of its processes, in all of them.
+
+    Lightning's own handler tells the others in the middle of whatever the process is doing, which may be a step that
+    waits for them: then both wait for ever.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.before = signal.signal(signal.SIGTERM, self._ask)  # above that of Lightning
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_index: int
+    ) -> None:
+        asked = torch.tensor([float(self.asked)], device=module.device)
+        torch.distributed.all_reduce(asked)
+        if bool(asked):
+            raise SystemExit(128 + signal.SIGTERM)
+
+    def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        signal.signal(signal.SIGTERM, self.before)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        self.asked = True
 
 
 class GivenUpError(Exception):
@@ -347,8 +380,10 @@ def fit(
         callbacks.append(
             Checkpoints(path, first=first, batches=batches, accumulate=accumulate, curve=curve, found=found)
         )
+    if world_size() > 1:
+        callbacks.append(StopTogether())
     onlooker = _ONLOOKER.get()
-    if onlooker and save:
+    if onlooker and save and rank() == 0:
         callbacks.append(Looks(onlooker, first=first, batches=batches, save=save))
     loader = DataLoader(
         StepBatches(batch, first=first, steps=batches), batch_size=None, shuffle=False, num_workers=workers
@@ -359,11 +394,11 @@ def fit(
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")
         # Frozen parts are meant to be in evaluation mode.
         warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
+        warnings.filterwarnings("ignore", message=".*find_unused_parameters=True was specified.*")
         trainer = L.Trainer(
             max_steps=steps - first // accumulate,
             max_epochs=1,
             accelerator="gpu" if torch.cuda.is_available() else "cpu",
-            devices=1,
             precision=precision,
             gradient_clip_val=gradient_clip,
             accumulate_grad_batches=accumulate,
@@ -374,6 +409,7 @@ def fit(
             deterministic=not torch.cuda.is_available(),
             log_every_n_steps=1,
             callbacks=callbacks,
+            **_strategy(),
         )
         module.train()
         # Convolutions of small maps take half the time in this layout.
@@ -386,6 +422,24 @@ def fit(
     module.eval()
     module.cpu()
     return curve.rows
+
+
+def _strategy() -> dict[str, Any]:
+    """What Lightning has to know of the processes that share a training; they are there already."""
+    if world_size() == 1:
+        return {"devices": 1}
+    here = int(os.environ["LOCAL_WORLD_SIZE"])
+    return {
+        # A weight of 0 leaves parameters without a gradient, for which DDP would wait.
+        "strategy": DDPStrategy(find_unused_parameters=True),
+        "devices": here,
+        "num_nodes": world_size() // here,
+        "plugins": [TorchElasticEnvironment()],
+        # Where each process has a GPU, batch norms see the whole batch. On CPUs torch has no such norm: each process
+        # normalises by its own part, and the running statistics are those of rank 0.
+        "sync_batchnorm": torch.cuda.is_available(),
+        "use_distributed_sampler": False,
+    }
 
 
 def curve_csv(rows: Sequence[dict[str, float]]) -> str:

@@ -1,4 +1,7 @@
-"""Samples examined by several processes, given back in order: the result does not depend on their number."""
+"""Samples examined by several processes, given back in order: the result does not depend on their number.
+
+Where LEXISEG_RAY names a cluster, they are those of its machines.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,13 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
+from lexiseg import cluster
 from lexiseg.data.adapters import open_adapter
 from lexiseg.data.adapters.base import Adapter, RawSample
 from lexiseg.data.adapters.files import pixel_limit
@@ -57,6 +62,9 @@ class Pool:
             samples: its samples as this process sees them; other processes list them themselves.
         """
         starts = range(0, len(samples), _CHUNK)
+        if cluster.address() is not None:
+            yield from _on_ray(source, starts)
+            return
         if self._workers == 1 or len(starts) <= 1:
             yield from (_examine(source, samples[start : start + _CHUNK]) for start in starts)
             return
@@ -87,6 +95,20 @@ class Pool:
     ) -> None:
         if self._executor is not None:
             self._executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _on_ray(source: Source, starts: range) -> Iterator[list[Examined]]:
+    ray = cluster.connect()
+    task = ray.remote(num_cpus=1)(_examine_in_worker)
+    source = replace(source, folder=source.folder.resolve())  # processes of Ray work in a folder of their own
+    limit = 4 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    waiting: deque[Any] = deque()
+    for start in starts:
+        waiting.append(task.remote(source, start))
+        if len(waiting) > limit:  # bounds what is held in memory
+            yield ray.get(waiting.popleft())
+    while waiting:
+        yield ray.get(waiting.popleft())
 
 
 def _examine(source: Source, samples: list[RawSample]) -> list[Examined]:

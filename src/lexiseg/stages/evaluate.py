@@ -167,6 +167,7 @@ def _write_tables(folder: Path, split: str, result: SplitResult, protocol: Proto
 
 
 def _write_pictures(folder: Path, split: str, result: SplitResult, unseen: Sequence[str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)  # also where no picture is asked for
     for number, example in enumerate(result.examples):
         picture = example_picture(example, classes=result.classes, unseen=unseen)
         write_png(folder / f"{split}_{number}.png", picture)

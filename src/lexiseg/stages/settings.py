@@ -24,6 +24,7 @@ class CommonSettings(Block):
     profile: str
     seed: int = Field(ge=0, lt=2**31)
     threads: int = Field(ge=1, le=1024)
+    devices: int = Field(ge=1, le=1024)
     data: DataSettings
     encode: EncodeSettings
     evaluate: EvaluateSettings
@@ -39,6 +40,11 @@ class CommonSettings(Block):
         if not self.baselines and not (stego and stego.baselines):
             # The stage report depends on outputs/baselines, which DVC expects to be there.
             faults.append("baselines and stego.baselines are both empty: name at least one baseline in one of them")
+        for name, method in (("lseg", lseg), ("tcl", tcl)):
+            if method and method.run and method.train.batch % self.devices:
+                faults.append(
+                    f"{name}.train.batch {method.train.batch} cannot be divided among devices: {self.devices}"
+                )
         model = lseg.model if lseg and lseg.run else None
         if model and encode.text.source == "none":
             faults.append("lseg needs vectors of the labels: set encode.text.source, or lseg.run: false")

@@ -6,11 +6,13 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as distributed
 from torch import Tensor
 
 from lexiseg.methods.lseg.loss import pixel_cross_entropy
 from lexiseg.methods.lseg.model import LSeg
 from lexiseg.methods.lseg.settings import TrainSettings
+from lexiseg.segmentation import IGNORE_LABEL
 from lexiseg.training import warmup_cosine
 
 
@@ -36,7 +38,9 @@ class LSegTraining(L.LightningModule):
         text: Any = self.text
         text = text[batch["labels"]] if "labels" in batch else text
         loss = pixel_cross_entropy(self.model(batch["image"], text), batch["target"])
-        self.log("loss", loss)
+        if distributed.is_available() and distributed.is_initialized():
+            loss = loss * _weight(batch["target"])
+        self.log("loss", loss, sync_dist=True)
         return loss
 
     def configure_optimizers(self) -> Any:
@@ -66,3 +70,12 @@ class LSegTraining(L.LightningModule):
         else:
             done = min(1.0, step / self.steps)
         return (1 - done) ** self.settings.poly_power
+
+
+def _weight(target: Tensor) -> Tensor:
+    """This rank's share of all labelled pixels, times the number of ranks: the mean over ranks that DDP takes of the
+    losses is then the mean over pixels, as in one process."""
+    own = (target != IGNORE_LABEL).sum().float()
+    total = own.clone()
+    distributed.all_reduce(total)
+    return own * distributed.get_world_size() / total.clamp(min=1)

@@ -18,13 +18,14 @@ from lexiseg.encoders.text import TextEncoder, load_text
 from lexiseg.methods.lseg.build import new_model, save_model
 from lexiseg.methods.lseg.model import LSeg
 from lexiseg.methods.lseg.module import LSegTraining
+from lexiseg.ranks import share
 from lexiseg.storage import read_json, write_text
 from lexiseg.training import check_labelled_batch, curve_csv, fit, shuffled_indices
 from lexiseg.vocabulary import Vocabulary
 
 
 class SeenBatches:
-    """Batch k of LSeg's training: augmented pictures, and targets over the classes seen in training.
+    """Batch k of LSeg's training, or a rank's part of it: augmented pictures, and targets over the classes seen.
 
     Pixels of classes that are not seen are ignored, so their names stay unknown to the supervised loss.
     """
@@ -37,7 +38,10 @@ class SeenBatches:
 
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
         indices = shuffled_indices(self.size, self._settings.batch, step, seed=self._seed)
-        samples = [self._sample(self._split[int(i)], generator(self._seed, step, p)) for p, i in enumerate(indices)]
+        samples = [
+            self._sample(self._split[int(indices[position])], generator(self._seed, step, position))
+            for position in share(len(indices))
+        ]
         # Made here and not kept: a loader's worker has to be able to pickle this object.
         to_targets = seen_targets(self._split.vocabulary)
         return self._batch(samples, to_targets)
@@ -93,8 +97,8 @@ class EpisodeBatches(SeenBatches):
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
         asked, samples = [], []
         shuffled = shuffled_indices(self.size, self._settings.batch, step, seed=self._seed)
-        for position, number in enumerate(shuffled):
-            rng = generator(self._seed, step, position)
+        for position in share(len(shuffled)):
+            number, rng = shuffled[position], generator(self._seed, step, position)
             if self._of_class is not None:  # then the order of the list says nothing
                 number = rng.choice(self._of_class[rng.integers(len(self._of_class))])
             row, label = self._episodes[number]

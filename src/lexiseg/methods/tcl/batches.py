@@ -22,6 +22,7 @@ from lexiseg.data.shards import TarPairs
 from lexiseg.data.transforms import generator, normalise
 from lexiseg.errors import DataError
 from lexiseg.methods.tcl.settings import TrainSettings
+from lexiseg.ranks import share
 from lexiseg.segmentation import is_visible
 from lexiseg.training import shuffled_indices
 from lexiseg.vocabulary import Vocabulary
@@ -65,9 +66,10 @@ class PairBatches(ABC):
 
     def __call__(self, step: int) -> dict[str, Any]:
         pairs, images = [], []
-        for position, chosen in enumerate(self._order(step)):
+        order = self._order(step)
+        for position in share(len(order)):
             rng = generator(self._seed, step, position)
-            pairs.append(self._pair(int(chosen), rng))
+            pairs.append(self._pair(int(order[position]), rng))
             images.append(self._picture(pairs[-1].image, rng))
         sizes = sorted({tuple(image.shape[-2:]) for image in images})
         if len(sizes) > 1:

@@ -92,8 +92,9 @@ class TCLTraining(L.LightningModule):
         with torch.no_grad():
             text = gather(self.text(batch["tokens"]))
         cells = self.model.grid(images)
-        noise = torch.rand(len(images), 1, *cells, device=images.device)
         rank, also = self.global_rank, None
+        # Drawn for all ranks, so that a picture's noise does not depend on how many there are.
+        noise = torch.rand(len(text), 1, *cells, device=images.device)[rank * len(images) : (rank + 1) * len(images)]
         if "noun" in batch:
             also = batch["mentioned"][:, gather(batch["noun"])]
             own = torch.arange(len(images), device=images.device)
@@ -101,9 +102,9 @@ class TCLTraining(L.LightningModule):
         found = losses(self.model, images, text, noise=noise, rank=rank, settings=self.loss, also=also)
         self._require_finite(batch["step"], {name: value.detach() for name, value in found.items()})
         loss = torch.stack(list(found.values())).sum()
-        self.log_dict({"loss": loss, **found})
+        self.log_dict({"loss": loss, **found}, sync_dist=True)
         if "skipped" in batch:
-            self.skipped += batch["skipped"]
+            self.skipped += gather(torch.tensor([batch["skipped"]], device=images.device)).sum()
             self.log("skipped", self.skipped.float())
         return loss
 
