@@ -27,6 +27,8 @@ PLUMBING = {
     "lexiseg.errors": "the form of messages",
     "lexiseg.methods": "the registry; what it refers to is followed below",
     "lexiseg.settings": "the values themselves are parameters of the stage",
+    "lexiseg.cluster": "where a stage runs is no part of what it computes; tests compare results with Ray and without",
+    "lexiseg.ranks": "starts the processes of a training and divides its batches; tests compare them with one process",
     "lexiseg.storage": "writes what it is given; its tests fix the bytes",
     "lexiseg.workspace": "where caches and weight files lie",
 }

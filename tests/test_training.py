@@ -7,14 +7,18 @@ import pytest
 import torch
 from torch import nn
 
+from lexiseg.checkpoint import checkpoints_in
 from lexiseg.errors import DataError
 from lexiseg.training import (
+    GivenUpError,
+    Onlooker,
     check_labelled_batch,
     curve_csv,
     fit,
     shuffled_indices,
     step_seed,
     warmup_cosine,
+    watched_by,
 )
 
 
@@ -153,6 +157,80 @@ def test_gradients_are_clipped():
     ]
     assert moved[1] == pytest.approx(1e-3, rel=1e-2)
     assert moved[0] > moved[1]
+
+
+def test_who_only_looks_changes_nothing(tmp_path):
+    module, seen = Noisy(), []
+
+    def save(folder):
+        assert not module.training
+        torch.rand(100)
+        torch.save(module.layers[1].weight.detach(), folder)
+
+    def look(share, save):
+        save(tmp_path / f"{share}")
+        seen.append(share)
+
+    with watched_by(Onlooker((0.2, 0.6, 1.0), look)):
+        fit(module, batch=batch, steps=5, seed=3, save=save)
+        trained()  # of what does not say how it is saved, nobody sees anything
+    assert seen == [0.2, 0.6]
+    assert same(weights(module), weights(trained()[0]))
+    assert torch.equal(torch.load(tmp_path / "0.2"), trained(steps=1)[0].layers[1].weight)
+    assert not torch.equal(torch.load(tmp_path / "0.6"), torch.load(tmp_path / "0.2"))
+
+
+def test_parts_that_were_not_learning_are_not_afterwards():
+    module = Noisy()
+    module.frozen = nn.Dropout(0.5)
+    modes = []
+
+    class Frozen(L.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_index):
+            pl_module.frozen.eval()
+            modes.append((pl_module.layers.training, pl_module.frozen.training))
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_index):
+            modes.append((pl_module.layers.training, pl_module.frozen.training))
+
+    with watched_by(Onlooker((0.2, 0.4), lambda share, save: None)):
+        fit(module, batch=batch, steps=5, seed=3, callbacks=[Frozen()], save=lambda folder: None)
+    assert set(modes) == {(True, False)}
+
+
+def test_a_training_that_is_given_up_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("LEXISEG_CHECKPOINT_SECONDS", "0")
+    done = []
+
+    def look(share, save):
+        done.append(len(module.losses))
+        assert list(tmp_path.glob("*.ckpt"))
+        raise GivenUpError
+
+    module = Noisy()
+    with pytest.raises(GivenUpError), watched_by(Onlooker((0.4,), look)), checkpoints_in(tmp_path):
+        fit(module, batch=batch, steps=5, seed=3, save=lambda folder: None)
+    assert done == [2]
+    assert not list(tmp_path.glob("*.ckpt"))
+
+
+def test_what_goes_on_is_not_looked_at_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("LEXISEG_CHECKPOINT_SECONDS", "0")
+    seen = []
+
+    def look(share, save):
+        seen.append(share)
+        if share == 0.6 and seen.count(0.6) == 1:
+            raise SystemExit(143)
+
+    for _ in range(2):
+        try:
+            with watched_by(Onlooker((0.2, 0.6), look)), checkpoints_in(tmp_path):
+                fit(Noisy(), batch=batch, steps=5, seed=3, save=lambda folder: None)
+        except SystemExit:
+            continue
+    # It was stopped at 60 %, after the checkpoint of that step.
+    assert seen == [0.2, 0.6]
 
 
 def test_a_curve_as_text():

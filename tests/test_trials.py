@@ -12,7 +12,8 @@ from lexiseg.pipeline import read_graph, read_lock
 from lexiseg.settings import parse, read_yaml
 from lexiseg.stage import job_of, run_in_working_tree
 from lexiseg.storage import hash_tree, write_text
-from lexiseg.trials import Trials
+from lexiseg.training import Onlooker
+from lexiseg.trials import Progress, Trials
 
 
 @pytest.fixture
@@ -63,6 +64,40 @@ def test_only_what_a_change_touches_is_run(tree, stages):
 def test_a_change_at_the_start_goes_through(tree, stages):
     assert text(Trials(tree), {"word": "cc"}) == "acc 6"
     assert stages.ran == ["first", "second", "third"]
+
+
+def test_what_would_stay_is_known_in_advance(tree, stages):
+    trials = Trials(tree)
+    assert trials.needed(["third"]) == ["first", "second", "third"]
+    assert trials.kept({}, ["third"]) == ["first", "second", "third"]
+    assert trials.kept({"second.times": 5}, ["third"]) == ["first"]
+    assert trials.kept({"word": "c"}, ["third"]) == []
+    assert stages.ran == []
+    trials.run({"second.times": 5}, ["third"])
+    assert set(trials.folders) == {"second", "third"}
+    assert all(folder.is_relative_to(tree / ".lexiseg/work") for folder in trials.folders.values())
+
+
+def test_later_stages_can_be_tried_on_what_a_stage_would_write(tree, stages, tmp_path):
+    trials, seen = Trials(tree), []
+
+    def onlooker(progress: Progress) -> Onlooker:
+        seen.append(progress)
+        return Onlooker((), lambda share, save: None)
+
+    trials.run({"word": "c", "second.times": 3}, ["third"], onlooker=onlooker)
+    assert [progress.stage for progress in seen] == ["first", "second", "third"]
+    stages.ran.clear()
+    made, other = tmp_path / "made", tmp_path / "other"
+    write_text(made / "length.txt", "99")
+    write_text(other / "text.txt", "stand-in")
+    progress = seen[1]
+    found = progress.preview(made, "third", tmp_path / "scratch", instead={})
+    assert (found / "text.txt").read_text() == "ac 99"
+    found = progress.preview(made, "third", tmp_path / "again", instead={"first": other})
+    assert (found / "text.txt").read_text() == "stand-in 99"
+    assert stages.ran == ["third", "third"]
+    assert text(trials, {"word": "c", "second.times": 3}) == "ac 6"
 
 
 def test_upstream_of_the_targets_is_enough(tree, stages):

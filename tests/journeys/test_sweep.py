@@ -178,6 +178,36 @@ def test_the_best_trial_is_applied_and_reproduced_bit_by_bit(searched, tmp_path)
     assert "params.yaml has these values already" in run(root, "lexiseg", "sweep", "apply", "tcl-inference").stdout
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        ("lseg", ["--space", "training"]),
+        ("lseg", ["--space", "blocks"]),
+        ("stego", ["--space", "shifts"]),
+        ("stego", ["--space", "inference"]),
+        ("tcl", ["--space", "priors"]),
+        ("tcl", ["--space", "encode.pretrain.lr"]),
+    ],
+)
+def test_spaces_of_all_methods(micro_tree, method, more):
+    text = run(micro_tree, "lexiseg", "sweep", method, *more, "--trials", "2", "--no-prune").stdout
+    assert "2 complete" in text
+
+
+def test_costs_are_measured_of_the_registered_model(micro_tree):
+    more = ["--objective", "miou", "--objective", "latency", "--constraint", "memory<=100"]
+    run(micro_tree, "lexiseg", "sweep", "tcl", "--space", "inference", "--trials", "2", *more)
+    found = json.loads(run(micro_tree, "lexiseg", "sweep", "show", "tcl-inference", "--json").stdout)
+    for trial in found["trials"]:
+        assert trial["values"] == [trial["metrics"]["miou"], trial["metrics"]["latency"]]
+        assert trial["metrics"]["latency"] > 0
+        assert trial["metrics"]["memory"] > 200  # MB, of a process with torch
+        assert trial["constraints"]["memory<=100"] == pytest.approx(trial["metrics"]["memory"] - 100)
+    assert not any(trial["best"] for trial in found["trials"])
+    assert (micro_tree / ".lexiseg/sweeps/tcl-inference/front.png").is_file()
+
+
 def test_on_a_ray_cluster_the_trials_are_the_same(searched, tmp_path):
     root = copy_of(searched, tmp_path / "lexiseg")
     found = json.loads(run(root, "lexiseg", "sweep", "show", "tcl-inference", "--json").stdout)

@@ -75,8 +75,10 @@ def plan_sweep(
         )
     touched = {stage for stage in enters.values() if stage}
     each = [name for name in lineage if name in touched or touched & set(upstream_of(graph, name))]
-    kept = trials.kept(common, [target, *also])
-    values, _ = trials.settings_under(common)
+    # With values of the knobs: some settings are none without them.
+    example = {**common, **{knob.key: knob.ends[0] for knob in space.knobs}}
+    kept = trials.kept(example, [target, *also])
+    values, _ = trials.settings_under(example)
     history = recall(private_folder(root))
 
     def costed(name: str) -> Step:

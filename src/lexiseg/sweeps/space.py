@@ -53,7 +53,9 @@ class Knob:
     @property
     def ends(self) -> tuple[Any, ...]:
         """Values that have to be possible for the knob to be: both ends, or all choices."""
-        return self.choices or (self.low, self.high)
+        if self.choices:
+            return self.choices
+        return tuple(int(end) if self.whole else end for end in (self.low, self.high) if end is not None)
 
     def holds(self, value: Any) -> bool:
         """Whether a value is one that the knob can take."""

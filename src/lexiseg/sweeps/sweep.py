@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from lexiseg.driver import GRACE, error_in
 from lexiseg.errors import SettingsError, StageError, TrackingError
+from lexiseg.settings import override
 from lexiseg.stage import remove_work, value_at
 from lexiseg.sweeps.definition import common_changes, define
 from lexiseg.sweeps.launch import Worker, check_storage, start_worker
@@ -104,8 +105,8 @@ def prepare(root: Path, request: Request) -> Prepared:
         # Of several goals Optuna cannot say which trial is behind; a cost is known at the end only.
         prune=request.prune and len(goals) == 1 and goals[0].name not in COSTS,
     )
-    plan = plan_sweep(root, trials, space, target=task.target, common=common, also=task.also)
     _try_ends(trials, task)
+    plan = plan_sweep(root, trials, space, target=task.target, common=common, also=task.also)
     check_split(root / trials.graph["prepare"].folder, request.split)
     return Prepared(task, space, trials, plan)
 
@@ -125,7 +126,7 @@ def sweep(root: Path, request: Request, prepared: Prepared) -> optuna.Study:
     definition = define(task, space, prepared.trials, seed=request.seed)
     directions = [goal.direction for goal in task.goals]
     study, new = patiently(lambda: create_study(storage, name, definition, directions=directions))
-    values = prepared.trials.settings_under(task.common)[0]
+    values = override(prepared.trials.values, task.common)
     first = as_suggested(task.knobs, {knob.key: value_at(values, knob.key) for knob in task.knobs})
     with FileLock(str(private_folder(root) / "sweeps.lock")):
         patiently(lambda: add_slots(study, request.trials, first=first))
@@ -235,12 +236,7 @@ def _try_ends(trials: Trials, task: Task) -> None:
     highs = {knob.key: knob.ends[-1] for knob in task.knobs}
     others = [lows | {knob.key: choice} for knob in task.knobs for choice in knob.choices]
     for values in [lows, highs, *others]:
-        values = {key: int(value) if _is_whole(task, key) else value for key, value in values.items()}
         trials.settings_under({**task.common, **values})
-
-
-def _is_whole(task: Task, key: str) -> bool:
-    return next(knob.whole for knob in task.knobs if knob.key == key)
 
 
 class _Watch:

@@ -113,7 +113,7 @@ def test_the_schedule_drives_both_groups():
 def test_a_step_is_the_papers_loss(monkeypatch):
     module = training(**PAPER).eval()
     logged = SimpleNamespace()
-    monkeypatch.setattr(module, "log", lambda name, value: setattr(logged, name, value))
+    monkeypatch.setattr(module, "log", lambda name, value, **_: setattr(logged, name, value))
     images, target = torch.randn(2, 3, 32, 32), torch.randint(-1, 3, (2, 32, 32))
     target[target < 0] = -100
     with torch.no_grad():
@@ -121,6 +121,35 @@ def test_a_step_is_the_papers_loss(monkeypatch):
         logits = module.model(images, module.text)
     assert loss == pytest.approx(float(nn.functional.cross_entropy(logits, target, ignore_index=-100)), abs=1e-5)
     assert torch.equal(logged.loss, loss)
+
+
+def test_two_ranks_together_have_the_loss_of_one_process(monkeypatch):
+    module = training(**PAPER).eval()
+    monkeypatch.setattr(module, "log", lambda *_, **__: None)
+    images, target = torch.randn(4, 3, 32, 32), torch.randint(-1, 3, (4, 32, 32))
+    target[target < 0] = -100
+    target[3, :20] = -100  # the halves have different numbers of labelled pixels
+    counts = [float((part != -100).sum()) for part in target.chunk(2)]
+
+    def losses() -> list[torch.Tensor]:
+        with torch.no_grad():
+            parts = zip(images.chunk(2), target.chunk(2), strict=True)
+            return [module.training_step({"image": image, "target": labels}, 0) for image, labels in parts]
+
+    alone = losses()
+    fake = SimpleNamespace(
+        is_available=lambda: True,
+        is_initialized=lambda: True,
+        get_world_size=lambda: 2,
+        all_reduce=lambda total: total.fill_(sum(counts)),
+    )
+    monkeypatch.setattr("lexiseg.methods.lseg.module.distributed", fake)
+    together = losses()
+    with torch.no_grad():
+        logits = module.model(images, module.text)
+    expected = float(nn.functional.cross_entropy(logits, target, ignore_index=-100))
+    assert float(sum(together)) / 2 == pytest.approx(expected, rel=1e-5)
+    assert float(sum(alone)) / 2 != pytest.approx(expected, rel=1e-5)
 
 
 def test_the_label_vectors_are_not_part_of_the_model():
