@@ -43,7 +43,10 @@ PAGES = [
     *sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.glob("src/**/*.md")),
 ]
 # Pages whose commands train a model of real size or run whole graphs: in `make test-all` only.
-SLOW_PAGES = {"docs/own-data.md", "docs/lseg.md", "docs/tcl.md", "docs/stego.md", "docs/prefect.md"}
+SLOW_PAGES = {
+    *("docs/own-data.md", "docs/lseg.md", "docs/tcl.md", "docs/stego.md"),
+    *("docs/prefect.md", "docs/sweeps.md", "docs/cluster.md"),
+}
 LANGUAGES = ("sh", "console", "python", "yaml")
 # A page may hold a whole repro; on a busy machine that takes its time.
 pytestmark = pytest.mark.timeout(1200)
@@ -65,6 +68,31 @@ INSTEAD = {
             "prefect deployment run reproduce/all --param 'settings={\"lseg.train.lr\": 0.002}'",
         ),
         ("", "needs a Prefect server; tests/journeys/test_prefect.py has one"),
+    ),
+    "prefect deployment run sweep/tcl --param trials=50": ("", "needs a Prefect server"),
+    **{
+        f"pip install -c constraints.txt -e '.[{extra}]'": ("", "the extras are there")
+        for extra in ("sweeps", "ray,sweeps")
+    },
+    "optuna-dashboard sqlite:///.lexiseg/sweeps.db": (
+        "optuna studies --storage sqlite:///.lexiseg/sweeps.db",
+        "serves until it is stopped; tests/journeys/test_sweep.py starts it and asks for the studies",
+    ),
+    "lexiseg sweep tcl --space inference --trials 20": (
+        "lexiseg sweep tcl --space inference --trials 3",
+        "three trials show what twenty do",
+    ),
+    "lexiseg sweep tcl --space inference --trials 8 --workers 2 --study two": (
+        "lexiseg sweep tcl --space inference --trials 3 --workers 2 --study two",
+        "three trials show what eight do",
+    ),
+    "lexiseg sweep apply tcl-inference": (
+        "lexiseg sweep apply tcl-inference || lexiseg sweep show",
+        "an example of the help texts: there is no study in their tree; docs/sweeps.md has one",
+    ),
+    "lexiseg sweep work tcl-inference": (
+        "lexiseg sweep work tcl-inference || lexiseg sweep show",
+        "there is no study in the tree of the help texts; `lexiseg sweep METHOD` starts it",
     ),
     "export PREFECT_API_URL=http://127.0.0.1:4200/api": ("", "no server is there, and flows would wait for it"),
     "lexiseg doctor": ("lexiseg doctor || test $? = 1", "finding fault with this machine is its job"),

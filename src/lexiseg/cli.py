@@ -621,8 +621,8 @@ def sweep_work(study: str, name: Annotated[str, typer.Option()] = "", storage: S
     from lexiseg.stages.settings import parse_settings, read_values
 
     _prepare_process(root, threads=parse_settings(read_values(root)).threads)
-    from lexiseg.sweeps.study import load_study, open_storage, storage_url
-    from lexiseg.sweeps.worker import work, worker_name
+    from lexiseg.sweeps.study import load_study, open_storage, storage_url, worker_name
+    from lexiseg.sweeps.worker import work
 
     opened = open_storage(storage_url(root, storage))
     work(root, lambda: load_study(opened, study), name=name or worker_name(0))

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lexiseg.errors import SettingsError, StageError
 from lexiseg.pipeline import Node, hash_dependencies, read_graph, read_lock, upstream_of
@@ -21,8 +21,10 @@ from lexiseg.stage import Job, execute, value_at
 from lexiseg.stages.registry import stage_function
 from lexiseg.stages.settings import parse_settings, read_values
 from lexiseg.storage import hash_tree, sha256_of_json
-from lexiseg.training import Onlooker, watched_by
 from lexiseg.workspace import private_folder
+
+if TYPE_CHECKING:
+    from lexiseg.training import Onlooker  # Lightning behind it takes seconds to import
 
 SHAPING = ("baselines", "data.name")  # dvc.yaml makes stages and dependencies of these
 
@@ -77,8 +79,8 @@ class Trials:
         values, settings = self.settings_under(changes)
         results: dict[str, _Result] = {}
         for name in self.needed(targets):
-            looks = onlooker(Progress(self, name, settings, dict(results))) if onlooker else None
-            with watched_by(looks) if looks else nullcontext():
+            progress = Progress(self, name, settings, dict(results))
+            with _watched(onlooker(progress)) if onlooker else nullcontext():
                 results[name] = self._run_node(self.graph[name], values, settings, results)
         self.folders = {name: result.folder for name, result in results.items() if result.identity is not None}
         return {name: results[name].folder for name in targets}
@@ -187,6 +189,12 @@ class Trials:
                 fix="run them again; what finished before the change is found, not run",
             )
         return found
+
+
+def _watched(onlooker: Onlooker) -> AbstractContextManager[None]:
+    from lexiseg.training import watched_by
+
+    return watched_by(onlooker)
 
 
 @dataclass(frozen=True)

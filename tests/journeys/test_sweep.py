@@ -25,10 +25,12 @@ from helpers.working_tree import copy_of, environment, run
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
+from lexiseg.errors import LexisegError, SettingsError
 from lexiseg.settings import read_yaml
+from lexiseg.sweeps.sweep import Request, prepare, sweep
 
 # A trial of seconds: long enough to be killed in.
-LONGER = ["--set", "tcl.train.steps=150", "--set", "tcl.train.batch=8"]
+LONGER = ["--set", "tcl.train.steps=100", "--set", "tcl.train.batch=8"]
 SPACE = ["--space", "tcl.loss.area", "--space", "tcl.model.temperature"]
 
 
@@ -247,38 +249,53 @@ def test_optunas_pages_show_the_same_study(searched):
     assert [study["study_name"] for study in studies] == ["tcl-inference"]
 
 
-def test_a_study_of_other_settings_is_refused(searched):
-    for arguments, found in (
-        (["lseg", "--study", "tcl-inference"], "method: tcl there, lseg here"),
-        (["tcl", "--space", "inference", "--split", "test"], "split: val there, test here"),
-        (["tcl", "--space", "inference", "--set", "seed=1"], "seed"),
-    ):
-        process = start(searched, *arguments)
-        text = process.communicate(timeout=120)[0]
-        assert process.returncode == 1
-        assert "the study `tcl-inference` is another one" in text
-        assert found in text
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ({"method": "lseg", "space": []}, "method: tcl there, lseg here"),
+        ({"split": "test"}, "split: val there, test here"),
+        ({"fixed": ["seed=1"]}, "seed 0 -> 1"),
+    ],
+)
+def test_a_study_of_other_settings_is_refused(searched, asked, found, monkeypatch):
+    monkeypatch.chdir(searched)
+    monkeypatch.delenv("LEXISEG_HOME", raising=False)
+    request = Request(**{"method": "tcl", "space": ["inference"], "study": "tcl-inference", **asked})
+    with pytest.raises(SettingsError) as error:
+        sweep(searched, request, prepare(searched, request))
+    assert "the study `tcl-inference` is another one" in error.value.found
+    assert found in error.value.found
 
 
 @pytest.mark.parametrize(
-    ("arguments", "found"),
+    ("asked", "found"),
     [
-        (["tcl", "--space", "stego.loss.knn"], "`stego.loss.knn` enter(s) no stage that tcl-evaluate needs"),
-        (["tcl", "--space", "tcl.refine.background_threshold"], "the protocol world has no background"),
-        (["tcl", "--space", "tcl.loss.area=-1..1"], "`tcl.loss.area`"),
-        (["tcl", "--split", "nothing"], "no split `nothing`"),
-        (["tcl", "--trials", "0"], "--trials 0"),
-        (["tcl", "--storage", "postgresql://x:y@127.0.0.1:1/z"], "cannot be used"),
-        (["tcl", "--objective", ":max"], "--objective :max"),
-        (["tcl", "--constraint", "latency=5"], "--constraint latency=5"),
-        (["apply", "none"], "no study `none`"),
+        ({"method": "unet"}, "no sweep of `unet`"),
+        ({"space": ["stego.loss.knn"]}, "`stego.loss.knn` enter(s) no stage that tcl-evaluate needs"),
+        ({"space": ["tcl.refine.background_threshold"]}, "the protocol world has no background"),
+        ({"space": ["tcl.loss.area=-1..1"]}, "`tcl.loss.area`: -1"),
+        ({"space": ["tcl.loss.area=1..0"]}, "an empty range"),
+        ({"space": ["tcl.train.text=noun|nouns"]}, '`tcl.train.text`: "nouns"'),
+        ({"split": "nothing"}, "no split `nothing`"),
+        ({"trials": 0}, "--trials 0"),
+        ({"workers": 0}, "--workers 0"),
+        ({"objectives": [":max"]}, "--objective :max"),
+        ({"constraints": ["latency=5"]}, "--constraint latency=5"),
+        ({"fixed": ["data.name=other"]}, "a trial changes `data.name`"),
     ],
 )
-def test_what_is_refused_before_anything_runs(searched, arguments, found):
-    process = start(searched, *arguments)
+def test_what_is_refused_before_anything_runs(searched, asked, found, monkeypatch):
+    monkeypatch.chdir(searched)
+    with pytest.raises(LexisegError) as error:
+        prepare(searched, Request(**{"method": "tcl", "space": ["inference"], **asked}))
+    assert found in error.value.found
+
+
+def test_refusals_come_as_three_lines(searched):
+    process = start(searched, "tcl", "--storage", "postgresql://x:y@127.0.0.1:1/z")
     text = process.communicate(timeout=120)[0]
     assert process.returncode == 1, text
-    assert found in text
+    assert "error (StorageError)\nfound: the storage postgresql://x:***@127.0.0.1:1/z cannot be used" in text
     assert "Traceback" not in text
 
 

@@ -14,8 +14,8 @@ from lexiseg.errors import ModelError, StageError
 from lexiseg.sweeps import worker as module
 from lexiseg.sweeps.objective import Constraint, Goal, Task
 from lexiseg.sweeps.space import Knob
-from lexiseg.sweeps.study import add_slots, counts, create_study, load_study, open_storage
-from lexiseg.sweeps.worker import IN_A_ROW, work, worker_name
+from lexiseg.sweeps.study import add_slots, counts, create_study, load_study, open_storage, worker_name
+from lexiseg.sweeps.worker import IN_A_ROW, work
 from lexiseg.training import GivenUpError
 
 AREA, COUNT, TEXT = Knob("area", 0.0, 1.0), Knob("count", 1, 9, whole=True), Knob("text", choices=(True, None, "a"))

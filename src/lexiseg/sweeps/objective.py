@@ -10,16 +10,17 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 
 from lexiseg.errors import DataError, SettingsError, StageError
 from lexiseg.storage import read_json
 from lexiseg.sweeps.space import Knob, text_of
-from lexiseg.sweeps.subset import write_subset
-from lexiseg.training import GivenUpError, Onlooker
 from lexiseg.trials import Progress, Trials
+
+if TYPE_CHECKING:
+    from lexiseg.training import Onlooker
 
 LATENCY, MEMORY = "latency", "memory"
 COSTS = {LATENCY: "ms per picture", MEMORY: "MB"}  # measured in a process of its own; less is better
@@ -212,6 +213,10 @@ def number(metrics: Mapping[str, Any], name: str) -> float:
 
 def _onlooker(task: Task, scratch: Path, report: Callable[[float, float], bool]) -> Callable[[Progress], Onlooker]:
     """Judges a training at its rungs by the very stages that judge it at its end, on fewer pictures."""
+    from lexiseg.sweeps.subset import (
+        write_subset,  # like training, slow to import, and of no use to those who only show
+    )
+    from lexiseg.training import GivenUpError, Onlooker
 
     def of(progress: Progress) -> Onlooker:
         def look(share: float, save: Callable[[Path], None]) -> None:

@@ -20,7 +20,9 @@ from lexiseg.sweeps.results import WORDS, best_trials, finished, settings_of, st
 from lexiseg.sweeps.study import (
     DEFINITION,
     ERROR,
+    METRICS,
     SECONDS,
+    SETTINGS,
     SLOT,
     counts,
     load_study,
@@ -28,7 +30,6 @@ from lexiseg.sweeps.study import (
     storage_url,
     study_names,
 )
-from lexiseg.sweeps.worker import METRICS, SETTINGS
 from lexiseg.tracking.publish import Published
 from lexiseg.tracking.sweeps import SweepRecord, TrialRecord, publish_sweep
 

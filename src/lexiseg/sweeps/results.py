@@ -11,8 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 from lexiseg.errors import SettingsError
 from lexiseg.plan import duration
 from lexiseg.sweeps.definition import task_of
-from lexiseg.sweeps.study import DEFINITION, ENDED, ERROR, SECONDS, SLOT, counts
-from lexiseg.sweeps.worker import METRICS, SETTINGS
+from lexiseg.sweeps.study import DEFINITION, ENDED, ERROR, METRICS, SECONDS, SETTINGS, SLOT, counts
 
 WORDS = {
     TrialState.COMPLETE: "complete",

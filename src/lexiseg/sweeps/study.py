@@ -9,6 +9,8 @@ stops, and a copy of it with the same settings takes its slot in the queue.
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import sys
 import threading
 import time
@@ -31,7 +33,10 @@ from lexiseg.workspace import private_folder
 
 DATABASE = "sweeps.db"
 DEFINITION = "lexiseg"  # user attribute of a study
-SLOT, DEATHS, ERROR, WORKER, SECONDS = "slot", "deaths", "error", "worker", "seconds"  # user attributes of a trial
+# User attributes of a trial: its slot; how many workers died in it; why it failed; who runs it; what it took; its
+# settings by dotted key; its metrics; the work folders that are its own.
+SLOT, DEATHS, ERROR, WORKER = "slot", "deaths", "error", "worker"
+SECONDS, SETTINGS, METRICS, WORK = "seconds", "settings", "metrics", "work"
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 HEARTBEAT, GRACE = 10, 60  # seconds between heartbeats; without one for so long, a trial's worker is dead
 RETRIES = 2  # of a trial whose worker died
@@ -42,6 +47,11 @@ Answer = TypeVar("Answer")
 
 # Failing stale trials is "experimental" since version 2.9.
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+
+def worker_name(number: int) -> str:
+    """A name that no other worker of a study has: machine, process of its sweep, number."""
+    return f"{socket.gethostname()}-{os.getpid()}-{number}"
 
 
 def storage_url(root: Path, url: str | None) -> str:

@@ -30,6 +30,7 @@ from lexiseg.sweeps.results import best_trials, finished, trial_line
 from lexiseg.sweeps.space import Space, read_space
 from lexiseg.sweeps.study import (
     SLOT,
+    WORK,
     add_slots,
     counts,
     create_study,
@@ -38,8 +39,8 @@ from lexiseg.sweeps.study import (
     open_storage,
     patiently,
     storage_url,
+    worker_name,
 )
-from lexiseg.sweeps.worker import WORK, worker_name
 from lexiseg.trials import Trials
 from lexiseg.workspace import private_folder
 

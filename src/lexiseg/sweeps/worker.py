@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -23,9 +22,12 @@ from lexiseg.sweeps.objective import RUNGS, NoValueError, Task, measure, number,
 from lexiseg.sweeps.study import (
     DEFINITION,
     ERROR,
+    METRICS,
     PAUSE,
     SECONDS,
+    SETTINGS,
     SLOT,
+    WORK,
     WORKER,
     again,
     claim,
@@ -36,14 +38,8 @@ from lexiseg.sweeps.study import (
 from lexiseg.training import GivenUpError
 from lexiseg.trials import Trials
 
-METRICS, WORK, SETTINGS = "metrics", "work", "settings"  # further user attributes of a trial
 STARTUP_TRIALS = 8  # at random, before TPE draws conclusions
 IN_A_ROW = 3  # trials that fail one after the other: then it is not the settings
-
-
-def worker_name(number: int) -> str:
-    """A name that no other worker of a study has: machine, process of its sweep, number."""
-    return f"{socket.gethostname()}-{os.getpid()}-{number}"
 
 
 def work(root: Path, load: Callable[[], optuna.Study], *, name: str) -> None:
