@@ -65,8 +65,10 @@ def publish_studies(root: Path, folder: Path) -> list[Published]:
     done: list[Published] = []
     for name in study_names(storage):
         study = load_study(storage, name)
-        if finished(study):
-            done += publish_study(root, study, pictures=folder / name)
+        published = publish_study(root, study, pictures=None) if finished(study) else []
+        if published:  # its pictures take seconds to draw
+            publish_study(root, study, pictures=folder / name)
+        done += published
     return done
 
 

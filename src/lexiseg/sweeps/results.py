@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 from lexiseg.errors import SettingsError
 from lexiseg.plan import duration
 from lexiseg.sweeps.definition import task_of
-from lexiseg.sweeps.study import DEFINITION, ENDED, ERROR, METRICS, SECONDS, SETTINGS, SLOT, counts
+from lexiseg.sweeps.study import DEFINITION, ENDED, ERROR, MADE_WITH, METRICS, SECONDS, SETTINGS, SLOT, counts
 
 WORDS = {
     TrialState.COMPLETE: "complete",
@@ -159,6 +159,7 @@ def study_json(study: optuna.Study) -> dict[str, Any]:
     return {
         "study": study.study_name,
         **study.user_attrs[DEFINITION],
+        "made_with": study.user_attrs.get(MADE_WITH),
         "counts": counts(study),
         "trials": [
             {

@@ -32,7 +32,7 @@ from lexiseg.errors import SettingsError, StorageError
 from lexiseg.workspace import private_folder
 
 DATABASE = "sweeps.db"
-DEFINITION = "lexiseg"  # user attribute of a study
+DEFINITION, MADE_WITH = "lexiseg", "made_with"  # user attributes of a study: what it is; versions and hardware
 # User attributes of a trial: its slot; how many workers died in it; why it failed; who runs it; what it took; its
 # settings by dotted key; its metrics; the work folders that are its own.
 SLOT, DEATHS, ERROR, WORKER = "slot", "deaths", "error", "worker"

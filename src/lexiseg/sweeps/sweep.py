@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from lexiseg.driver import GRACE, error_in
 from lexiseg.errors import SettingsError, StageError, TrackingError
+from lexiseg.provenance import made_with
 from lexiseg.settings import override
 from lexiseg.stage import remove_work, value_at
 from lexiseg.sweeps.definition import common_changes, define
@@ -29,6 +30,7 @@ from lexiseg.sweeps.publish import publish_study
 from lexiseg.sweeps.results import best_trials, finished, trial_line
 from lexiseg.sweeps.space import Space, read_space
 from lexiseg.sweeps.study import (
+    MADE_WITH,
     SLOT,
     WORK,
     add_slots,
@@ -127,6 +129,8 @@ def sweep(root: Path, request: Request, prepared: Prepared) -> optuna.Study:
     definition = define(task, space, prepared.trials, seed=request.seed)
     directions = [goal.direction for goal in task.goals]
     study, new = patiently(lambda: create_study(storage, name, definition, directions=directions))
+    if new:
+        patiently(lambda: study.set_user_attr(MADE_WITH, made_with(root)))
     values = override(prepared.trials.values, task.common)
     first = as_suggested(task.knobs, {knob.key: value_at(values, knob.key) for knob in task.knobs})
     with FileLock(str(private_folder(root) / "sweeps.lock")):
