@@ -23,9 +23,10 @@ from prefect import flow, get_run_logger  # isort: skip
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from pydantic import Field
 
-from lexiseg.driver import allow, error_in, run_group, stop_all
-from lexiseg.errors import LexisegError, StageError
-from lexiseg.workspace import private_folder, require_root
+from lexiseg.driver import allow, run_group, stop_all
+from lexiseg.errors import LexisegError, StageError, error_in
+from lexiseg.sweeps.sweep import Request, study_name, sweep_folder
+from lexiseg.workspace import require_root
 
 SHOWN = ("history", "importance", "parallel_coordinate", "front")  # pictures on Prefect's page; MLflow has all
 
@@ -43,6 +44,7 @@ def sweep(
     split: str = "val",
     seed: int = 0,
     prune: bool = True,
+    gpus: Annotated[float, Field(ge=0)] = 0.0,
     timeout_hours: Annotated[float, Field(gt=0)] = 72.0,
 ) -> dict[str, Any]:
     """Search settings of a method; params.yaml and outputs/ stay as they are.
@@ -62,6 +64,7 @@ def sweep(
         split: whose metrics are compared.
         seed: of the search alone.
         prune: end trainings that are behind the others.
+        gpus: of each worker, on a Ray cluster (LEXISEG_RAY).
         timeout_hours: after that long the sweep is stopped; a new run goes on with it.
 
     Returns:
@@ -69,11 +72,13 @@ def sweep(
     """
     log, root = get_run_logger(), require_root()
     allow()
+    fixed = [f"{key}={json.dumps(value)}" for key, value in (settings or {}).items()]
+    study = study_name(Request(method=method, space=space or (), fixed=fixed, study=study))
     options = [f"--{name}={value}" for name, value in (("trials", trials), ("workers", workers), ("split", split))]
-    options += [f"--seed={seed}", "--prune" if prune else "--no-prune", *([f"--study={study}"] if study else [])]
+    options += [f"--study={study}", f"--seed={seed}", "--prune" if prune else "--no-prune", f"--gpus={gpus}"]
+    options += [f"--set={one}" for one in fixed]
     for name, values in (("space", space), ("objective", objectives), ("constraint", constraints)):
         options += [f"--{name}={value}" for value in values or ()]
-    options += [f"--set={key}={json.dumps(value)}" for key, value in (settings or {}).items()]
     command = [sys.executable, "-m", "lexiseg", "sweep", "run", method, *options]
     try:
         code, lines = run_group(command, root, say=log.info, timeout=3600 * timeout_hours)
@@ -85,8 +90,7 @@ def sweep(
             allowed="a sweep that ends without an error",
             fix="see its log above, then start the flow again: it goes on with its study",
         )
-    name = next(line.split()[3] for line in reversed(lines) if line.startswith("`lexiseg sweep apply "))
-    folder = private_folder(root) / "sweeps" / name.rstrip("`")
+    folder = sweep_folder(root, study)
     found = json.loads((folder / "study.json").read_text(encoding="utf-8"))
     publish_artifacts(found, folder)
     best = [trial for trial in found["trials"] if trial["best"]]

@@ -75,7 +75,7 @@ def test_what_would_stay_is_known_in_advance(tree, stages):
     assert stages.ran == []
     trials.run({"second.times": 5}, ["third"])
     assert set(trials.folders) == {"second", "third"}
-    assert all(folder.is_relative_to(tree / ".lexiseg/work") for folder in trials.folders.values())
+    assert {folder.parent for folder in trials.folders.values()} == {tree / ".lexiseg/work"}
 
 
 def test_later_stages_can_be_tried_on_what_a_stage_would_write(tree, stages, tmp_path):

@@ -264,10 +264,9 @@ def sync() -> None:
     if page is not None:
         print(f"Data Docs written to {page}")
     published = sync_outputs(root)
-    if (private_folder(root) / "sweeps.db").is_file():
-        from lexiseg.sweeps.publish import publish_studies
+    from lexiseg.sweeps.publish import publish_studies
 
-        published += publish_studies(root, private_folder(root) / "sweeps")
+    published += publish_studies(root, private_folder(root) / "sweeps", url=os.environ.get("LEXISEG_STORAGE") or None)
     print("\n".join(map(str, published)) if published else "nothing new to publish")
 
 
@@ -524,13 +523,15 @@ def sweep_run(
     _use_working_tree(root)
     from lexiseg.stages.settings import parse_settings, read_values
 
+    # Before the process goes to the root of the working tree.
+    space = [str(Path(one).resolve()) if one.endswith((".yaml", ".yml")) else one for one in space or ()]
     _prepare_process(root, threads=parse_settings(read_values(root)).threads)
-    from lexiseg.sweeps.results import study_lines
+    from lexiseg.sweeps.results import best_trials, study_lines
     from lexiseg.sweeps.sweep import Request, prepare, sweep, sweep_folder
 
     request = Request(
         method=method,
-        space=space or (),
+        space=space,
         fixed=set_ or (),
         trials=trials,
         study=study,
@@ -551,7 +552,8 @@ def sweep_run(
     found = sweep(root, request, prepared)
     print("\n".join(["", *study_lines(found)]))
     print(f"pictures and logs in {sweep_folder(root, found.study_name)}")
-    print(f"`lexiseg sweep apply {found.study_name}` writes the best trial into params.yaml")
+    if len(best_trials(found)) == 1:
+        print(f"`lexiseg sweep apply {found.study_name}` writes the best trial into params.yaml")
 
 
 @sweep_app.command("show")

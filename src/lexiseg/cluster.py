@@ -25,7 +25,7 @@ VARIABLE = "LEXISEG_RAY"
 LOCAL = "local"
 CONNECT_SECONDS = 5.0
 # What tells a process on another machine where it belongs.
-_PASSED = ("LEXISEG_HOME", "LEXISEG_STORAGE", "LEXISEG_CHECKPOINT_SECONDS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+_PASSED = ("LEXISEG_HOME", "LEXISEG_CHECKPOINT_SECONDS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def address() -> str | None:
@@ -88,6 +88,32 @@ def _nothing_at(where: str, error: Exception) -> StageError:
         allowed=f"{LOCAL}, auto (after `ray start` on this machine), or HOST:PORT of a head node that runs",
         fix=f"start it (`ray start --head`), or correct or unset {VARIABLE}",
     )
+
+
+def require(ray: Any, *, count: int, cpus: int, gpus: float) -> None:
+    """Refuse what the cluster will never have room for: Ray would wait for it without a word.
+
+    Args:
+        ray: of `connect`.
+        count: processes at once.
+        cpus, gpus: of each.
+
+    Raises:
+        StageError: there is no room.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = sum(
+        int(min(node.get("CPU", 0) // cpus, node.get("GPU", 0) / gpus if gpus else node.get("CPU", 0)))
+        for node in nodes
+    )
+    if room < count:
+        kind = f"{cpus} cores" + (f" and {gpus:g} GPUs" if gpus else "")
+        have = ", ".join(f"{node.get('CPU', 0):g} cores and {node.get('GPU', 0):g} GPUs" for node in nodes)
+        raise StageError(
+            found=f"{count} processes with {kind} each, on machines with {have}",
+            allowed=f"as many as fit: {room} of them",
+            fix="take fewer, lower `threads` in params.yaml, or add machines to the cluster",
+        )
 
 
 def environment() -> dict[str, str]:

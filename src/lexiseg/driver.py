@@ -18,8 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Literal
 
-from lexiseg import errors
-from lexiseg.errors import LexisegError, StageError
+from lexiseg.errors import LexisegError, StageError, error_in
 from lexiseg.pipeline import is_busy
 
 Outcome = Literal["ran", "linked", "restored", "unchanged"]
@@ -238,24 +237,3 @@ def _error(name: str, code: int, lines: Sequence[str]) -> LexisegError:
         allowed="a stage that ends without an error",
         fix=f"see its log above; `dvc repro --single-item {name}` repeats it",
     )
-
-
-def error_in(lines: Sequence[str]) -> LexisegError | None:
-    """The last error in three parts that a command of lexiseg ended in, made anew from what it printed."""
-    text = "\n".join(lines)
-    _, mark, body = text.rpartition("error (")
-    kind = getattr(errors, body.partition(")")[0], None) if mark else None
-    if not isinstance(kind, type) or not issubclass(kind, LexisegError):
-        return None
-    parts: dict[str, str] = {}
-    key = ""
-    for line in body.splitlines()[1:]:
-        start = next((part for part in ("found", "allowed", "to do") if line.startswith(f"{part}: ")), None)
-        key = start or key
-        if key:
-            parts[key] = line.removeprefix(f"{start}: ") if start else f"{parts[key]}\n{line}"
-        if key == "to do":  # what follows is of others: a bar that was left open, dvc
-            break
-    if len(parts) != 3:
-        return None
-    return kind(found=parts["found"], allowed=parts["allowed"], fix=parts["to do"])

@@ -1,5 +1,9 @@
 """One form for every error a user can meet: what was found, what is allowed, what to do now."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 
 class LexisegError(Exception):
     """An error that a user can act on.
@@ -43,9 +47,34 @@ class StageError(LexisegError):
     """A stage cannot start or must not publish its result."""
 
 
+class ChangedError(StageError):
+    """Data, code or settings changed under a stage or under trials that rest on them."""
+
+
 class StorageError(LexisegError):
     """Files cannot be written: the disk is full, or the user may not write there."""
 
 
 class TrackingError(LexisegError):
     """MLflow cannot be reached or written."""
+
+
+def error_in(lines: Sequence[str]) -> LexisegError | None:
+    """The last error in three parts that a command of lexiseg ended in, made anew from what it printed."""
+    text = "\n".join(lines)
+    _, mark, body = text.rpartition("error (")
+    kind = globals().get(body.partition(")")[0]) if mark else None
+    if not isinstance(kind, type) or not issubclass(kind, LexisegError):
+        return None
+    parts: dict[str, str] = {}
+    key = ""
+    for line in body.splitlines()[1:]:
+        start = next((part for part in ("found", "allowed", "to do") if line.startswith(f"{part}: ")), None)
+        key = start or key
+        if key:
+            parts[key] = line.removeprefix(f"{start}: ") if start else f"{parts[key]}\n{line}"
+        if key == "to do":  # what follows is of others: a bar that was left open, dvc
+            break
+    if len(parts) != 3:
+        return None
+    return kind(found=parts["found"], allowed=parts["allowed"], fix=parts["to do"])

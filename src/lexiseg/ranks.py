@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from lexiseg import cluster
-from lexiseg.errors import LexisegError, StageError
+from lexiseg.errors import LexisegError, StageError, error_in
 from lexiseg.storage import write_json
 
 _TOGETHER = "LEXISEG_TOGETHER"  # set in ranks alone: WORLD_SIZE may be of whoever started us
@@ -91,6 +91,14 @@ def run_together(job: Rank, count: int, *, here: Callable[[], None], threads: in
     Raises:
         LexisegError: the stage's own error, in whichever rank it came up; or a rank was lost.
     """
+    import torch  # after the process has said how many threads it takes
+
+    if cluster.address() is None and torch.cuda.is_available() and torch.cuda.device_count() < count:
+        raise StageError(
+            found=f"`devices: {count}` on a machine with {torch.cuda.device_count()} GPU(s)",
+            allowed=f"a GPU for each, here or on a cluster ({cluster.VARIABLE}); CUDA_VISIBLE_DEVICES= hides them",
+            fix="lower `devices` in params.yaml, or name a cluster",
+        )
     if cluster.address() is not None:
         _by_ray_train(job, count, threads=threads)
     else:
@@ -156,6 +164,9 @@ def _blame(others: list[tuple[subprocess.Popen, Path]], error: Exception) -> Non
         code = process.poll()
         if code:
             lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            own = error_in(lines)
+            if own is not None:
+                raise own from error
             raise StageError(
                 found=f"another process of the training ended with exit code {code}: "
                 + (lines[-1] if lines else "it said nothing"),
@@ -195,10 +206,11 @@ def _by_ray_train(job: Rank, count: int, *, threads: int) -> None:
     from ray.train.torch import TorchTrainer
 
     gpu = ray.cluster_resources().get("GPU", 0) >= count
+    cluster.require(ray, count=count, cpus=threads, gpus=1 if gpu else 0)
     resources = {"CPU": threads} | ({"GPU": 1} if gpu else {})
     trainer = TorchTrainer(
         _ray_rank,
-        train_loop_config=asdict(job),
+        train_loop_config={"job": asdict(job), "gpu": gpu},
         scaling_config=ScalingConfig(num_workers=count, use_gpu=gpu, resources_per_worker=resources),
         run_config=RunConfig(name="ray", storage_path=str(Path(job.checkpoints).parent)),
     )
@@ -232,8 +244,17 @@ def _own_error(error: BaseException | None) -> LexisegError | None:
 def _ray_rank(config: Mapping[str, Any]) -> None:
     """What every worker of Ray Train runs; Ray has set RANK, WORLD_SIZE and their like, and joined the processes."""
     os.environ[_TOGETHER] = "1"
+    size, here = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    if not config["gpu"]:
+        os.environ |= {"LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"}  # which of a machine's cores are whose is no matter
+    elif size % here:
+        raise StageError(
+            found=f"{size} processes of which {here} are on this machine",
+            allowed="as many on every machine: Lightning knows no other way to use several GPUs of several machines",
+            fix="set `devices` to a multiple of the GPUs of one machine",
+        )
     # By name, as the other ranks are started by: stages are built on this module.
-    import_module("lexiseg.stages.rank").run_rank(Rank(**config))
+    import_module("lexiseg.stages.rank").run_rank(Rank(**config["job"]))
 
 
 def _free_port() -> int:

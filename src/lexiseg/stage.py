@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 import lexiseg
 from lexiseg.checkpoint import checkpoints_in
-from lexiseg.errors import StageError
+from lexiseg.errors import ChangedError, StageError
 from lexiseg.history import Took, peak_memory, remember
 from lexiseg.pipeline import Node, hash_dependencies
 from lexiseg.ranks import Rank, run_together
@@ -120,12 +120,15 @@ def run_in_working_tree(root: Path, job: Job) -> None:
     execute(job, publish=publish)
 
 
-def execute(job: Job, *, publish: Callable[[Path], None] | None = None) -> Path:
+def execute(
+    job: Job, *, publish: Callable[[Path], None] | None = None, began: Callable[[Path], None] | None = None
+) -> Path:
     """Run a job unless its result is already there.
 
     Args:
         job: what to run.
         publish: called with the folder of finished outputs while nobody can clean it away.
+        began: called with the work folder before anything is in it.
 
     Returns:
         The folder of finished outputs, below the work folder of its fingerprint.
@@ -136,6 +139,8 @@ def execute(job: Job, *, publish: Callable[[Path], None] | None = None) -> Path:
     params, deps = job.params(job.values), dict(job.identify())
     fingerprint = fingerprint_of(job.node.name, params=params, deps=deps)
     work = work_folder(job.private, job.node.name, fingerprint)
+    if began:
+        began(work)
     work.mkdir(parents=True, exist_ok=True)
     outputs = work / "outputs"
     with _waiting_lock(work.parent / f"{work.name}.lock", job.node.name):
@@ -292,7 +297,7 @@ def _changed_params(job: Job, params: Mapping[str, Any]) -> list[str]:
 
 def _refuse_changes(job: Job, changed: Sequence[str], *, kept: bool) -> None:
     if changed:
-        raise StageError(
+        raise ChangedError(
             found=f"{', '.join(changed)} changed while {job.node.name} ran",
             allowed="data, code and parameters that stay as they are until the stage ends",
             fix="run `dvc repro` again"

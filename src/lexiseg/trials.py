@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lexiseg.errors import SettingsError, StageError
+from lexiseg.errors import ChangedError, SettingsError
 from lexiseg.pipeline import Node, hash_dependencies, read_graph, read_lock, upstream_of
 from lexiseg.settings import View, override
 from lexiseg.stage import Job, execute, value_at
@@ -45,7 +45,7 @@ class Trials:
         root: the working tree.
         graph: the stages by name.
         values: the plain values of params.yaml.
-        folders: of the last run, by stage, those results that are the trials' own and not those in outputs/.
+        folders: of the last run, by stage, the work folders that are the trials' own, also where it did not end well.
     """
 
     def __init__(self, root: Path) -> None:
@@ -73,16 +73,16 @@ class Trials:
 
         Raises:
             SettingsError: wrong settings, or such as would change the graph itself.
-            StageError: something the trials rest on changed since they began.
+            ChangedError: something the trials rest on changed since they began.
             GivenUpError: an onlooker gave the trial up.
         """
         values, settings = self.settings_under(changes)
         results: dict[str, _Result] = {}
+        self.folders = {}
         for name in self.needed(targets):
             progress = Progress(self, name, settings, dict(results))
             with _watched(onlooker(progress)) if onlooker else nullcontext():
                 results[name] = self._run_node(self.graph[name], values, settings, results)
-        self.folders = {name: result.folder for name, result in results.items() if result.identity is not None}
         return {name: results[name].folder for name in targets}
 
     def kept(self, changes: Mapping[str, Any], targets: Sequence[str]) -> list[str]:
@@ -134,7 +134,7 @@ class Trials:
             identify=identify,
             private=private_folder(self.root),
         )
-        folder = execute(job)
+        folder = execute(job, began=lambda work: self.folders.update({node.name: work}))
         return _Result(folder, sha256_of_json(hash_tree(folder)))
 
     def _place(self, dep: str, results: Mapping[str, _Result]) -> Path:
@@ -183,7 +183,7 @@ class Trials:
         found = hash_dependencies(self.root, paths)
         changed = [path for path in paths if self._hashes.setdefault(path, found[path]) != found[path]]
         if changed:
-            raise StageError(
+            raise ChangedError(
                 found=f"{', '.join(changed)} changed since the trials began",
                 allowed="data, code and outputs that stay as they are until the last trial ends",
                 fix="run them again; what finished before the change is found, not run",

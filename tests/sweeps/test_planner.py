@@ -22,7 +22,7 @@ def tree(micro_tree: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def planned(tree: Path, method: str, *given: str, split: str = "val", also: tuple[str, ...] = ()) -> tuple[Plan, Any]:
     trials, space = Trials(tree), read_space(method, given)
-    common = common_changes(trials, method, fixed=space.fixed, split=split)
+    common = common_changes(space.fixed, split=split)
     return plan_sweep(tree, trials, space, target=f"{method}-evaluate", common=common, also=also), space
 
 

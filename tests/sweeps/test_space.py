@@ -67,6 +67,17 @@ def test_a_knob(text, knob):
     assert read_knob(str(knob)) == knob
 
 
+def test_a_knob_of_a_version_that_is_gone():
+    with pytest.raises(SettingsError, match=r"the knob `tcl\.loss\.gone=0\.\.1`, which this version does not know"):
+        read_knob("tcl.loss.gone=0..1")
+
+
+def test_two_dots_in_a_text_are_no_range():
+    assert read_space("tcl", ["weights"], fixed=["tcl.train.shards=../pairs/*.tar"]).fixed == {
+        "tcl.train.shards": "../pairs/*.tar"
+    }
+
+
 def test_what_is_said_later_wins():
     space = read_space("tcl", ["weights", "tcl.loss.area=0.2..0.5"], fixed=["tcl.loss.image=0.3", "tcl.train.steps=5"])
     assert Knob("tcl.loss.area", 0.2, 0.5) in space.knobs

@@ -14,7 +14,6 @@ from lexiseg.errors import SettingsError, StorageError
 from lexiseg.sweeps import study as module
 from lexiseg.sweeps.study import (
     add_slots,
-    again,
     claim,
     counts,
     create_study,
@@ -23,6 +22,8 @@ from lexiseg.sweeps.study import (
     load_study,
     open_storage,
     patiently,
+    put_back,
+    slots,
     storage_url,
     study_names,
 )
@@ -40,7 +41,7 @@ def study(url: str) -> optuna.Study:
     return create_study(open_storage(url, heartbeat=1, grace=1), "one", DEFINITION, directions=["maximize"])[0]
 
 
-def slots(study: optuna.Study, *states: TrialState) -> list[int]:
+def in_state(study: optuna.Study, *states: TrialState) -> list[int]:
     return sorted(trial.user_attrs["slot"] for trial in study.get_trials(states=states))
 
 
@@ -50,28 +51,50 @@ def taken(study: optuna.Study) -> optuna.Trial:
     return trial
 
 
+@pytest.mark.parametrize("name", ["../x", "", "a b", ".hidden", "a/b"])
+def test_a_name_that_is_none_for_a_folder(url, name):
+    with pytest.raises(SettingsError, match="the study name"):
+        create_study(open_storage(url), name, DEFINITION, directions=["maximize"])
+
+
 def test_where_studies_are_kept(tmp_path, monkeypatch):
     monkeypatch.delenv("LEXISEG_HOME", raising=False)
     assert storage_url(tmp_path, None) == f"sqlite:///{tmp_path}/.lexiseg/sweeps.db"
     assert storage_url(tmp_path, "postgresql://host/db") == "postgresql://host/db"
+    assert storage_url(tmp_path, "sqlite:///mine.db") == f"sqlite:///{tmp_path}/mine.db"
+    assert storage_url(tmp_path, "sqlite:////data/mine.db") == "sqlite:////data/mine.db"
 
 
 def test_slots_are_queued_once_and_added(study):
     add_slots(study, 3, first={"a": 1.0})
     add_slots(study, 3, first={"a": 1.0})
-    assert slots(study, TrialState.WAITING) == [0, 1, 2]
+    assert in_state(study, TrialState.WAITING) == [0, 1, 2]
     assert taken(study).suggest_float("a", 0, 2) == 1.0
     add_slots(study, 5, first={"a": 1.0})
-    assert slots(study, TrialState.WAITING) == [1, 2, 3, 4]
+    assert in_state(study, TrialState.WAITING) == [1, 2, 3, 4]
     add_slots(study, 2, first=None)  # fewer are not taken away
-    assert slots(study, TrialState.WAITING) == [1, 2, 3, 4]
+    assert in_state(study, TrialState.WAITING) == [1, 2, 3, 4]
 
 
 def test_the_queue_ends(study):
     add_slots(study, 2, first=None)
     assert [taken(study).user_attrs["slot"] for _ in range(2)] == [0, 1]
     assert claim(study) is None
-    assert counts(study) == {"complete": 0, "pruned": 0, "failed": 0, "running": 2, "waiting": 0}
+    assert {state: number for state, number in counts(study).items() if number} == {"running": 2}
+
+
+def _add_all(url: str) -> None:
+    add_slots(load_study(open_storage(url), "one"), 8, first=None)
+
+
+def test_processes_that_queue_at_the_same_time_queue_once(study, url):
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_add_all, args=(url,)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert in_state(study, TrialState.WAITING) == list(range(8))
 
 
 def _claim_all(url: str, found: list[int]) -> None:
@@ -124,9 +147,11 @@ def test_a_trial_that_kills_its_workers_is_given_up(study):
         taken(study).set_user_attr("worker", "w")
         assert give_back(study, worker="w") == 1
     assert claim(study) is None
+    assert counts(study)["given up"] == 1
     # Somebody who starts the sweep again has more memory, perhaps.
     add_slots(study, 1, first=None)
-    assert slots(study, TrialState.WAITING) == [0]
+    assert in_state(study, TrialState.WAITING) == [0]
+    assert counts(study)["given up"] == 0
 
 
 def test_only_what_a_worker_was_running_is_given_back(study):
@@ -134,8 +159,8 @@ def test_only_what_a_worker_was_running_is_given_back(study):
     taken(study).set_user_attr("worker", "one")
     taken(study).set_user_attr("worker", "two")
     assert give_back(study, worker="one") == 1
-    assert slots(study, TrialState.WAITING) == [0]
-    assert slots(study, TrialState.RUNNING) == [1]
+    assert in_state(study, TrialState.WAITING) == [0]
+    assert in_state(study, TrialState.RUNNING) == [1]
 
 
 def test_a_trial_that_failed_by_itself_is_not_queued_again(study):
@@ -152,9 +177,30 @@ def test_one_that_nobody_queued_again_is(study):
     add_slots(study, 1, first=None)
     study.tell(taken(study), state=TrialState.FAIL)  # and then the power went
     add_slots(study, 1, first=None)
-    assert slots(study, TrialState.WAITING) == [0]
-    again(study, study.trials[-1])
-    assert slots(study, TrialState.WAITING) == [0, 0]
+    assert in_state(study, TrialState.WAITING) == [0]
+
+
+def test_a_trial_that_is_not_finished_goes_back(study):
+    add_slots(study, 1, first=None)
+    trial = taken(study)
+    value = trial.suggest_float("a", 0, 2)
+    put_back(study, trial)
+    put_back(study, trial)  # of what is no longer its own, a worker gives nothing back
+    assert in_state(study, TrialState.WAITING) == [0]
+    assert taken(study).suggest_float("a", 0, 2) == value
+
+
+def test_a_slot_has_one_trial_however_often_it_was_queued(study):
+    add_slots(study, 2, first=None)
+    study.enqueue_trial({}, user_attrs={"slot": 0})
+    first, second = taken(study), taken(study)
+    assert [first.user_attrs["slot"], second.user_attrs["slot"]] == [0, 1]
+    study.enqueue_trial({}, user_attrs={"slot": 1})
+    study.tell(second, 2.0)
+    assert claim(study) is None
+    study.tell(first, 1.0)
+    assert {slot: trial.values for slot, trial in slots(study).items()} == {0: [1.0], 1: [2.0]}
+    assert counts(study)["complete"] == 2
 
 
 def test_a_study_of_other_settings_is_another_study(study, url):

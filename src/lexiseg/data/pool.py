@@ -103,12 +103,21 @@ def _on_ray(source: Source, starts: range) -> Iterator[list[Examined]]:
     source = replace(source, folder=source.folder.resolve())  # processes of Ray work in a folder of their own
     limit = 4 * max(1, int(ray.cluster_resources().get("CPU", 1)))
     waiting: deque[Any] = deque()
-    for start in starts:
-        waiting.append(task.remote(source, start))
-        if len(waiting) > limit:  # bounds what is held in memory
+    try:
+        for start in starts:
+            waiting.append(task.remote(source, start))
+            if len(waiting) > limit:  # bounds what is held in memory
+                yield ray.get(waiting.popleft())
+        while waiting:
             yield ray.get(waiting.popleft())
-    while waiting:
-        yield ray.get(waiting.popleft())
+    except ray.exceptions.RayTaskError:
+        raise  # an error of the task itself
+    except ray.exceptions.RayError as error:
+        raise DataError(
+            found=f"a process of the cluster that read the split `{source.split}` was lost ({type(error).__name__})",
+            allowed=f"machines that see {source.folder}, and about 10 bytes of memory per pixel of the largest picture",
+            fix="look after the machines, or lower `data.max_pixels`; then the same command again",
+        ) from error
 
 
 def _examine(source: Source, samples: list[RawSample]) -> list[Examined]:

@@ -36,6 +36,7 @@ class Method:
         settings: its Block in params.yaml.
         ablations: table name -> variant name -> changed settings; the first table is the usual one.
         spaces: name -> knobs that `lexiseg sweep` searches (`lexiseg.sweeps.space`); the first is the usual one.
+        watched: its training can be looked at on its way (`save` of `lexiseg.training.fit`), and ended by a sweep.
         importer: (ForeignCheckpoint, options) -> Imported, for checkpoints of the official implementation.
         refiner: `refine` of its block in params.yaml -> what makes final scores of the saved ones and the picture
             (`lexiseg.evaluation.evaluate.Refine`); None: the saved scores are final.
@@ -51,6 +52,7 @@ class Method:
     settings: str | None = None
     ablations: str | None = None
     spaces: str | None = None
+    watched: bool = False
     importer: str | None = None
     refiner: str | None = None
     overlapping: bool = False
@@ -104,6 +106,7 @@ METHODS: dict[str, Method] = {
         settings="lexiseg.methods.lseg.settings:LSegSettings",
         ablations="lexiseg.methods.lseg.ablations:TABLES",
         spaces="lexiseg.methods.lseg.spaces:SPACES",
+        watched=True,
         importer="lexiseg.methods.lseg.checkpoint:import_checkpoint",
     ),
     "tcl": Method(
@@ -113,6 +116,7 @@ METHODS: dict[str, Method] = {
         settings="lexiseg.methods.tcl.settings:TCLSettings",
         ablations="lexiseg.methods.tcl.ablations:TABLES",
         spaces="lexiseg.methods.tcl.spaces:SPACES",
+        watched=True,
         importer="lexiseg.methods.tcl.checkpoint:import_checkpoint",
         refiner="lexiseg.methods.tcl.refine:refiner",
         overlapping=True,

@@ -13,7 +13,7 @@ from lexiseg.stage import value_at
 from lexiseg.stages.settings import parse_settings, read_values
 from lexiseg.sweeps.definition import identity, task_of
 from lexiseg.sweeps.results import chosen_trial, settings_of
-from lexiseg.sweeps.study import DEFINITION
+from lexiseg.sweeps.study import DEFINITION, SLOT, differences
 from lexiseg.trials import Trials
 
 
@@ -40,17 +40,8 @@ def apply_trial(root: Path, study: optuna.Study, *, slot: int | None = None) -> 
     splits = list(value_at(values, "evaluate.splits"))
     if task.split not in splits:
         changes["evaluate.splits"] = [task.split, *splits]
-    parse_settings(override(values, changes), source=f"params.yaml with trial {slot}")
-    trials = Trials(root)
-    now = identity(task, trials)
-    differing = [
-        f"{name}: {definition[kind].get(name)} then, {now[kind].get(name)} now"
-        if kind == "settings"
-        else f"{name} has changed since"
-        for kind in now
-        for name in sorted({**definition[kind], **now[kind]})
-        if definition[kind].get(name) != now[kind].get(name)
-    ]
+    parse_settings(override(values, changes), source=f"params.yaml with trial {trial.user_attrs[SLOT]}")
+    differing = differences(definition, identity(task, Trials(root)))
     changed = {key: value for key, value in changes.items() if value_at(values, key) != value}
     edit_params(root, changed)
     return changed, differing

@@ -17,16 +17,13 @@ from lexiseg.settings import override
 from lexiseg.stage import value_at
 from lexiseg.sweeps.objective import Task, read_constraint, read_goal
 from lexiseg.sweeps.space import Space, read_knob
-from lexiseg.sweeps.study import DEFINITION
+from lexiseg.sweeps.study import DEFINITION, differences
 from lexiseg.trials import Trials
 
 
-def common_changes(trials: Trials, method: str, *, fixed: Mapping[str, Any], split: str) -> dict[str, Any]:
+def common_changes(fixed: Mapping[str, Any], *, split: str) -> dict[str, Any]:
     """What all trials change against params.yaml, by dotted key."""
-    common: dict[str, Any] = {**fixed, "evaluate.splits": [split], "evaluate.pictures": 1}
-    if value_at(trials.values, f"{method}.run") is False:
-        common[f"{method}.run"] = True
-    return common
+    return {**fixed, "evaluate.splits": [split], "evaluate.pictures": 1}
 
 
 def define(task: Task, space: Space, trials: Trials, *, seed: int) -> dict[str, Any]:
@@ -69,13 +66,10 @@ def task_of(study: optuna.Study) -> Task:
     """
     found = study.user_attrs.get(DEFINITION, {})
     try:
-        common = {**found["fixed"], "evaluate.splits": [found["split"]], "evaluate.pictures": 1}
-        if found["settings"].get(f"{found['method']}.run"):
-            common[f"{found['method']}.run"] = True
         return Task(
             method=found["method"],
             knobs=tuple(map(read_knob, found["knobs"])),
-            common=common,
+            common=common_changes(found["fixed"], split=found["split"]),
             split=found["split"],
             goals=tuple(map(read_goal, found["objectives"])),
             constraints=tuple(map(read_constraint, found["constraints"])),
@@ -95,16 +89,11 @@ def check_identity(study: optuna.Study, trials: Trials, task: Task) -> None:
     Raises:
         StageError: they differ.
     """
-    there, here = study.user_attrs[DEFINITION], identity(task, trials)
-    differing = [
-        f"{name} of {kind}"
-        for kind in here
-        for name in sorted({**there[kind], **here[kind]})
-        if there[kind].get(name) != here[kind].get(name)
-    ]
+    differing = differences(study.user_attrs[DEFINITION], identity(task, trials))
     if differing:
         raise StageError(
-            found=f"the study `{study.study_name}` was made with other {', '.join(differing)}",
+            found=f"the study `{study.study_name}` was made with others:"
+            + "".join(f"\n  - {line}" for line in differing),
             allowed="one state of settings, data and code for all trials of a study",
             fix="check out the commit of the study, or start a new one with --study",
         )

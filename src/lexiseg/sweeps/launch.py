@@ -53,18 +53,28 @@ def start_worker(root: Path, study: str, *, name: str, log: Path, url: str, thre
         gpus: GPUs that it takes of a cluster; a part of 1 lets several share one.
     """
     command = [sys.executable, "-m", "lexiseg", "sweep", "work", study, "--name", name]
-    variables = {STORAGE_VARIABLE: url, "PYTHONUNBUFFERED": "1"}
+    # What a worker starts runs where it is: a cluster's cores are its own already.
+    variables = {STORAGE_VARIABLE: url, "PYTHONUNBUFFERED": "1", cluster.VARIABLE: ""}
     if cluster.address() is None:
         return _Process(name, log, command, root, variables)
     return _OnRay(name, log, command, root, variables, threads=threads, gpus=gpus)
 
 
-def check_storage(url: str) -> None:
-    """Refuse a storage that the machines of a cluster cannot share.
+def check_place(url: str, *, threads: int, gpus: float) -> None:
+    """Refuse what workers could not run with.
 
     Raises:
-        SettingsError: a file, for more than one machine.
+        SettingsError: GPUs without a cluster, or a storage that the machines of a cluster cannot share.
+        StageError: no cluster, or none of its machines has room for a worker.
     """
+    if gpus and cluster.address() is None:
+        raise SettingsError(
+            found=f"--gpus {gpus:g} without a cluster",
+            allowed=f"--gpus where {cluster.VARIABLE} names one; here workers share the GPUs that they see",
+            fix=f"leave --gpus out, or set {cluster.VARIABLE}",
+        )
+    if cluster.address() is not None:
+        cluster.require(cluster.connect(), count=1, cpus=threads, gpus=gpus)
     if cluster.is_wide() and url.startswith("sqlite"):
         raise SettingsError(
             found=f"{cluster.VARIABLE}={cluster.address()} with the storage {url}",

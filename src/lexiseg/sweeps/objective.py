@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 
-from lexiseg.errors import DataError, SettingsError, StageError
+from lexiseg.errors import DataError, SettingsError
 from lexiseg.storage import read_json
 from lexiseg.sweeps.space import Knob, text_of
 from lexiseg.trials import Progress, Trials
@@ -176,8 +176,7 @@ def measure(
             looks.
 
     Returns:
-        metrics: of the split, from metrics.json, and the costs that are asked for. work: names of the work folders that
-        are the trial's own.
+        The metrics of the split, from metrics.json, and the costs that are asked for.
 
     Raises:
         LexisegError: a stage refused the settings, or failed in words.
@@ -190,11 +189,12 @@ def measure(
         done = trials.run(changes, [task.target, *task.also], onlooker=onlooker)
     metrics = dict(read_json(done[task.target] / "metrics.json")["splits"][task.split])
     for stage in task.also:
-        prepared = trials.folders.get("prepare", root / trials.graph["prepare"].folder)
+        own = trials.folders.get("prepare")
+        prepared = own / "outputs" if own else root / trials.graph["prepare"].folder
         metrics |= _costs(root, done[stage], prepared, task.split)
     for name in [*(goal.name for goal in task.goals), *(constraint.name for constraint in task.constraints)]:
         number(metrics, name)
-    return {"metrics": metrics, "work": sorted({folder.parent.name for folder in trials.folders.values()})}
+    return metrics
 
 
 def number(metrics: Mapping[str, Any], name: str) -> float:
@@ -247,11 +247,7 @@ def _costs(root: Path, model: Path, prepared: Path, split: str) -> dict[str, flo
         return json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError) as error:
         said = done.stderr.strip()[-500:] or f"exit code {done.returncode}"
-        raise StageError(
-            found=f"latency and memory of {model} could not be measured: {said}",
-            allowed="a model that can segment pictures of the data set",
-            fix=f"run it by itself to see why: {' '.join(command)}",
-        ) from error
+        raise NoValueError(f"latency and memory could not be measured: {said}; by `{' '.join(command)}`") from error
 
 
 def check_split(prepared: Path, split: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -58,16 +59,22 @@ def write_pictures(study: optuna.Study, folder: Path) -> list[Path]:
     if several:
         made["front"] = lambda: plots.plot_pareto_front(study, target_names=[goal.name for goal in task.goals])
     folder.mkdir(parents=True, exist_ok=True)
-    return [_draw(draw, folder / f"{name}.png", count=len(varied)) for name, draw in made.items()]
+    drawn = [_draw(draw, folder / f"{name}.png", count=len(varied)) for name, draw in made.items()]
+    return [path for path in drawn if path]
 
 
-def _draw(draw: Callable[[], Any], path: Path, *, count: int) -> Path:
+def _draw(draw: Callable[[], Any], path: Path, *, count: int) -> Path | None:
     import matplotlib.pyplot as plt
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Optuna's drawing by matplotlib is "experimental", since version 2.2
-        axes = draw()
+        try:
+            axes = draw()
+        except (ValueError, RuntimeError, IndexError, ZeroDivisionError) as error:
+            # Some need more trials, or more different values, than there are; the study is no worse for it.
+            print(f"note: no picture {path.stem} ({error})", file=sys.stderr)
+            return None
     figure = getattr(axes, "figure", None) or axes.ravel()[0].figure
     for one in figure.axes:
         for axis in (one.xaxis, one.yaxis):

@@ -42,6 +42,11 @@ class Plan:
     each: tuple[Step, ...]
 
     @property
+    def trains(self) -> bool:
+        """Whether trials train the method, so that they can be ended on their way."""
+        return any(step.stage == f"{self.target.partition('-')[0]}-train" for step in self.each)
+
+    @property
     def scores_only(self) -> bool:
         """Whether trials score saved predictions again and run no network."""
         return [step.stage for step in self.each] == [self.target]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,21 +13,25 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from lexiseg.provenance import made_with
+from lexiseg.errors import SettingsError
 from lexiseg.storage import sha256_of_json, write_json, write_text
 from lexiseg.sweeps.definition import task_of
 from lexiseg.sweeps.pictures import write_pictures
-from lexiseg.sweeps.results import WORDS, best_trials, finished, settings_of, study_json, value_of
+from lexiseg.sweeps.results import best_trials, finished, settings_of, study_json, value_of
 from lexiseg.sweeps.study import (
     DEFINITION,
     ERROR,
+    MADE_WITH,
     METRICS,
     SECONDS,
     SETTINGS,
     SLOT,
+    SQLITE,
+    alone,
     counts,
     load_study,
     open_storage,
+    state_of,
     storage_url,
     study_names,
 )
@@ -53,19 +58,34 @@ def publish_study(root: Path, study: optuna.Study, *, pictures: Path | None) -> 
         write_json(pictures / "study.json", study_json(study))
         write_text(pictures / "trials.csv", trials_csv(study))
         files += [pictures / "study.json", pictures / "trials.csv"]
-    return publish_sweep(root, _record(root, study, files))
+    with alone(study, "publish"):  # so that no two machines create the same run
+        return publish_sweep(root, _record(root, study, files))
 
 
-def publish_studies(root: Path, folder: Path) -> list[Published]:
-    """Publish what MLflow lacks of the studies in this checkout's own storage, where there is one."""
-    url = storage_url(root, None)
-    if not Path(url.removeprefix("sqlite:///")).is_file():
+def publish_studies(root: Path, folder: Path, *, url: str | None) -> list[Published]:
+    """Publish what MLflow lacks of the studies in a storage.
+
+    Args:
+        root: the working tree.
+        folder: for pictures and tables, a folder per study in it.
+        url: of the storage; None: this checkout's own, where there is one.
+
+    Raises:
+        TrackingError: MLflow cannot be reached or written.
+        StorageError: nor can the storage.
+    """
+    url = storage_url(root, url)
+    if url.startswith(SQLITE) and not Path(url.removeprefix(SQLITE)).is_file():
         return []
     storage = open_storage(url)
     done: list[Published] = []
     for name in study_names(storage):
         study = load_study(storage, name)
-        published = publish_study(root, study, pictures=None) if finished(study) else []
+        try:
+            published = publish_study(root, study, pictures=None) if finished(study) else []
+        except SettingsError as error:  # of another version, perhaps: the others are no worse for it
+            print(f"the study {name} is not published: {error.found}", file=sys.stderr)
+            continue
         if published:  # its pictures take seconds to draw
             publish_study(root, study, pictures=folder / name)
         done += published
@@ -83,7 +103,7 @@ def trials_csv(study: optuna.Study) -> str:
         values = [*value_of(trial), *[""] * len(task.goals)][: len(task.goals)]
         chosen = trial.user_attrs.get(SETTINGS, trial.params)
         cells = [*values, *(chosen.get(key, "") for key in keys), trial.user_attrs.get(SECONDS, "")]
-        writer.writerow([trial.user_attrs[SLOT], WORDS[trial.state], *cells])
+        writer.writerow([trial.user_attrs[SLOT], state_of(trial), *cells])
     return stream.getvalue()
 
 
@@ -92,11 +112,10 @@ def _record(root: Path, study: optuna.Study, files: list[Path]) -> SweepRecord:
     settings, inputs = definition["settings"], definition["inputs"]
     data = next((name.removeprefix("data/") for name in inputs if name.startswith("data/")), "unknown")
     best = best_trials(study)
-    metrics = {f"trials_{state}": float(number) for state, number in counts(study).items()}
+    metrics = {f"trials_{state.replace(' ', '_')}": float(number) for state, number in counts(study).items()}
     if len(task.goals) == 1 and best:
         metrics[f"best/{task.split}/{task.goals[0].name}"] = best[0].values[0]
     # Where the study is does not matter, so that it is found again in a copy of its storage.
-    created = min((trial.datetime_start for trial in finished(study) if trial.datetime_start), default=None)
     identity = sha256_of_json([study.study_name, {key: definition[key] for key in sorted(definition)}])
     tags = {
         "lexiseg.kind": "sweep",
@@ -104,7 +123,7 @@ def _record(root: Path, study: optuna.Study, files: list[Path]) -> SweepRecord:
         "lexiseg.study": study.study_name,
         "lexiseg.profile": str(settings.get("profile", "unknown")),
         "lexiseg.data_version": next((value for name, value in inputs.items() if name.startswith("data/")), "unknown"),
-        "lexiseg.commit": str(made_with(root)["commit"]),
+        "lexiseg.commit": str((study.user_attrs.get(MADE_WITH) or {}).get("commit", "unknown")),
     }
     return SweepRecord(
         identity=identity[:32],
@@ -123,7 +142,7 @@ def _record(root: Path, study: optuna.Study, files: list[Path]) -> SweepRecord:
             **{key: _text(value) for key, value in definition["fixed"].items()},
         },
         metrics=metrics,
-        tags=tags if created is None else tags | {"lexiseg.first_trial": created.isoformat(timespec="seconds")},
+        tags=tags,
         trials=[_trial(study, trial) for trial in finished(study)],
         files=files,
     )
@@ -144,7 +163,7 @@ def _trial(study: optuna.Study, trial: FrozenTrial) -> TrialRecord:
         params={key: _text(value) for key, value in chosen.items()},
         metrics=number if seconds is None else number | {"seconds": seconds},
         curves={f"looked_at/{task.goals[0].name}": looked} if looked else {},
-        tags={"lexiseg.state": WORDS[trial.state]}
+        tags={"lexiseg.state": state_of(trial)}
         | ({"lexiseg.error": trial.user_attrs[ERROR]} if ERROR in trial.user_attrs else {}),
     )
 

@@ -11,37 +11,18 @@ from optuna.trial import FrozenTrial, TrialState
 from lexiseg.errors import SettingsError
 from lexiseg.plan import duration
 from lexiseg.sweeps.definition import task_of
-from lexiseg.sweeps.study import DEFINITION, ENDED, ERROR, MADE_WITH, METRICS, SECONDS, SETTINGS, SLOT, counts
-
-WORDS = {
-    TrialState.COMPLETE: "complete",
-    TrialState.PRUNED: "pruned",
-    TrialState.FAIL: "failed",
-    TrialState.RUNNING: "running",
-    TrialState.WAITING: "waiting",
-}
-
-
-def shown_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials that count, one per slot, by slot: those that ended, failed by themselves, run or wait."""
-    trials = [
-        trial
-        for trial in study.get_trials(deepcopy=False)
-        if trial.state != TrialState.FAIL or ERROR in trial.user_attrs
-    ]
-    return sorted(trials, key=lambda trial: (trial.user_attrs.get(SLOT, -1), trial.number))
+from lexiseg.sweeps.study import DEFINITION, ERROR, MADE_WITH, METRICS, SECONDS, SETTINGS, SLOT, counts, slots, state_of
 
 
 def best_trials(study: optuna.Study) -> list[FrozenTrial]:
     """The best trial that keeps to the constraints; of several goals, all that none other beats in every one."""
-    if not any(trial.state == TrialState.COMPLETE for trial in study.get_trials(deepcopy=False)):
-        return []
+    complete = [trial for trial in slots(study).values() if trial.state == TrialState.COMPLETE]
     if len(study.directions) > 1:
-        return study.best_trials
-    try:
-        return [study.best_trial]
-    except ValueError:  # none keeps to the constraints
-        return []
+        numbers = {trial.number for trial in complete}
+        return [trial for trial in study.best_trials if trial.number in numbers]
+    kept = [trial for trial in complete if all(excess <= 0 for excess in trial.constraints.values())]
+    sign = 1 if study.direction == optuna.study.StudyDirection.MINIMIZE else -1
+    return sorted(kept, key=lambda trial: (sign * trial.values[0], trial.user_attrs[SLOT]))[:1]
 
 
 def chosen_trial(study: optuna.Study, slot: int | None = None) -> FrozenTrial:
@@ -51,7 +32,7 @@ def chosen_trial(study: optuna.Study, slot: int | None = None) -> FrozenTrial:
         SettingsError: there is no such complete trial, or several are best and none was named.
     """
     best = best_trials(study)
-    complete = {trial.user_attrs[SLOT]: trial for trial in shown_trials(study) if trial.state == TrialState.COMPLETE}
+    complete = {number: trial for number, trial in slots(study).items() if trial.state == TrialState.COMPLETE}
     if slot is not None:
         if slot not in complete:
             raise SettingsError(
@@ -67,10 +48,10 @@ def chosen_trial(study: optuna.Study, slot: int | None = None) -> FrozenTrial:
             fix="let it go on with more --trials, or name a trial that does not with --trial",
         )
     if len(best) > 1:
-        slots = ", ".join(str(trial.user_attrs[SLOT]) for trial in best)
+        numbers = ", ".join(str(trial.user_attrs[SLOT]) for trial in best)
         raise SettingsError(
             found=f"the study `{study.study_name}` has {len(best)} best compromises of {len(study.directions)} goals",
-            allowed=f"one of the trials {slots}",
+            allowed=f"one of the trials {numbers}",
             fix=f"choose with --trial; `lexiseg sweep show {study.study_name}` shows them",
         )
     return best[0]
@@ -105,33 +86,36 @@ def trial_line(study: optuna.Study, trial: FrozenTrial) -> str:
 def study_lines(study: optuna.Study) -> list[str]:
     """A study as a table, best trials marked."""
     definition, task = study.user_attrs[DEFINITION], task_of(study)
-    number = counts(study)
+    found = counts(study)
     best = {trial.number for trial in best_trials(study)}
     keys = [knob.key for knob in task.knobs]
     head = ["trial", "state", *(goal.name for goal in task.goals), *(_short(key, keys) for key in keys), "time"]
     rows = []
-    for trial in shown_trials(study):
+    for position, trial in slots(study).items():
         values: list[Any] = [*value_of(trial), *[None] * len(task.goals)][: len(task.goals)]
-        state = WORDS[trial.state] + (" *" if trial.number in best else "")
+        state = state_of(trial) + (" *" if trial.number in best else "")
         if trial.state == TrialState.PRUNED and trial.intermediate_values:
             state += f" at {max(trial.intermediate_values)} %"
         chosen = trial.user_attrs.get(SETTINGS, trial.params)
         took = duration(trial.user_attrs[SECONDS]) if SECONDS in trial.user_attrs else ""
         cells = [*("" if value is None else f"{value:.4f}" for value in values), *(_cell(chosen.get(k)) for k in keys)]
-        rows.append([str(trial.user_attrs[SLOT]), state, *cells, took])
+        rows.append([str(position), state, *cells, took])
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
     lines = [
         f"study {study.study_name}: {definition['method']} on {definition['split']}, space {definition['space']}, "
         + ", ".join(f"{goal.name} {'as low' if goal.minimise else 'as high'} as possible" for goal in task.goals)
         + "".join(f", {constraint}" for constraint in task.constraints),
-        ", ".join(f"{count} {state}" for state, count in number.items() if count) or "no trial yet",
+        ", ".join(f"{count} {state}" for state, count in found.items() if count) or "no trial yet",
         "",
     ]
     lines += [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [head, *rows]
     ]
-    fails = [trial for trial in shown_trials(study) if trial.state == TrialState.FAIL]
-    lines += [f"trial {trial.user_attrs[SLOT]} failed: {trial.user_attrs[ERROR]}" for trial in fails]
+    for number, trial in slots(study).items():
+        if state_of(trial) == "failed":
+            lines.append(f"trial {number} failed: {trial.user_attrs[ERROR]}")
+        if state_of(trial) == "given up":
+            lines.append(f"trial {number} was given up: workers were killed in it, for memory most often")
     if best:
         lines += ["", "* the best" + (" compromises" if len(task.goals) > 1 else "")]
     gain = gain_line(study)
@@ -141,7 +125,7 @@ def study_lines(study: optuna.Study) -> list[str]:
 def gain_line(study: optuna.Study) -> str | None:
     """How the best trial compares with the settings as they were, where these are a trial (the first)."""
     best = best_trials(study)
-    first = next((trial for trial in shown_trials(study) if trial.user_attrs.get(SLOT) == 0), None)
+    first = slots(study).get(0)
     if len(study.directions) > 1 or not best or first is None or first.state != TrialState.COMPLETE:
         return None
     if set(first.system_attrs.get("fixed_params", ())) != set(first.params):
@@ -163,8 +147,8 @@ def study_json(study: optuna.Study) -> dict[str, Any]:
         "counts": counts(study),
         "trials": [
             {
-                "trial": trial.user_attrs[SLOT],
-                "state": WORDS[trial.state],
+                "trial": slot,
+                "state": state_of(trial),
                 "best": trial.number in best,
                 "values": value_of(trial),
                 "settings": trial.user_attrs.get(SETTINGS, trial.params),
@@ -174,14 +158,14 @@ def study_json(study: optuna.Study) -> dict[str, Any]:
                 "seconds": trial.user_attrs.get(SECONDS),
                 "error": trial.user_attrs.get(ERROR),
             }
-            for trial in shown_trials(study)
+            for slot, trial in slots(study).items()
         ],
     }
 
 
 def finished(study: optuna.Study) -> list[FrozenTrial]:
     """The trials that ended, failed ones too."""
-    return [trial for trial in shown_trials(study) if trial.state in (*ENDED, TrialState.FAIL)]
+    return [trial for trial in slots(study).values() if state_of(trial) in ("complete", "pruned", "failed")]
 
 
 def _short(key: str, keys: list[str]) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
@@ -159,23 +159,36 @@ class _FaultError(Exception):
 
 
 def read_knob(text: str) -> Knob:
-    """A knob of the form that `str` gives it."""
-    found = _read(text, fields_of(root_block()))
-    assert isinstance(found, Knob), text
-    return found
+    """A knob of the form that `str` gives it.
+
+    Raises:
+        SettingsError: there is no such setting any more.
+    """
+    try:
+        found = _read(text, fields_of(root_block()))
+    except _FaultError:
+        found = None
+    if isinstance(found, Knob):
+        return found
+    raise SettingsError(
+        found=f"the knob `{text}`, which this version does not know",
+        allowed=f"a knob: {FORMS}",
+        fix="check out the version that the study was made with",
+    )
 
 
 def _read(text: str, fields: Mapping[str, FieldInfo]) -> Knob | tuple[str, Any]:
     key, equals, value = (part.strip() for part in text.partition("="))
     if key not in fields:
         raise _FaultError(*_unknown(key, fields))
-    whole = _kinds(fields[key].annotation) == {int}
+    kinds = _kinds(fields[key].annotation)
+    whole, numeric = kinds == {int}, bool(kinds & {int, float})
     if not equals:
         declared = next((found for found in fields[key].metadata if isinstance(found, Sweep)), None)
         if declared is None:
             raise _FaultError(f"`{key}` declares no range", f"`{key}=low..high`, `{key}=a|b|c` or `{key}=value`")
         return Knob(key, declared.low, declared.high, log=declared.log, whole=whole)
-    if ".." in value:
+    if ".." in value and numeric:
         return _range(key, value, whole=whole)
     if "|" in value:
         choices = tuple(_value(key, part) for part in value.split("|"))
@@ -248,4 +261,5 @@ def text_of(value: Any) -> str:
 
 def _kinds(annotation: Any) -> set[Any]:
     options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
-    return {option for option in options if option is not type(None)}
+    plain = (get_args(option)[0] if get_origin(option) is Annotated else option for option in options)
+    return {option for option in plain if option is not type(None)}

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,23 +26,26 @@ from filelock import FileLock
 from optuna.exceptions import DuplicatedStudyError, StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, InterfaceError, NoSuchModuleError, OperationalError, SQLAlchemyError
 
 from lexiseg.errors import SettingsError, StorageError
 from lexiseg.workspace import private_folder
 
-DATABASE = "sweeps.db"
+DATABASE, SQLITE = "sweeps.db", "sqlite:///"
 DEFINITION, MADE_WITH = "lexiseg", "made_with"  # user attributes of a study: what it is; versions and hardware
 # User attributes of a trial: its slot; how many workers died in it; why it failed; who runs it; what it took; its
 # settings by dotted key; its metrics; the work folders that are its own.
 SLOT, DEATHS, ERROR, WORKER = "slot", "deaths", "error", "worker"
 SECONDS, SETTINGS, METRICS, WORK = "seconds", "settings", "metrics", "work"
-ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
+STATES = ("complete", "pruned", "failed", "given up", "running", "waiting")
 HEARTBEAT, GRACE = 10, 60  # seconds between heartbeats; without one for so long, a trial's worker is dead
 RETRIES = 2  # of a trial whose worker died
-PATIENCE = 600.0  # seconds to wait for a storage that went away
+PATIENCE, SHORT = 600.0, 10.0  # seconds to wait for a storage that went away; the same on the way out
 PAUSE = 1.0
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 Answer = TypeVar("Answer")
 
@@ -55,8 +59,13 @@ def worker_name(number: int) -> str:
 
 
 def storage_url(root: Path, url: str | None) -> str:
-    """Where studies are kept: `url`, or a file in the private folder of the main checkout."""
-    return url or f"sqlite:///{(private_folder(root) / DATABASE).resolve()}"
+    """Where studies are kept: `url`, or a file in the private folder of the main checkout.
+
+    A relative file counts from the working tree, wherever the command was started.
+    """
+    if url and url.startswith(SQLITE) and not url.startswith(f"{SQLITE}/") and url != f"{SQLITE}:memory:":
+        return f"{SQLITE}{(root / url.removeprefix(SQLITE)).resolve()}"
+    return url or f"{SQLITE}{(private_folder(root) / DATABASE).resolve()}"
 
 
 def open_storage(url: str, *, heartbeat: int = HEARTBEAT, grace: int = GRACE) -> RDBStorage:
@@ -106,7 +115,7 @@ def study_names(storage: RDBStorage) -> list[str]:
     return [summary.study_name for summary in summaries if DEFINITION in summary.user_attrs]
 
 
-def load_study(storage: RDBStorage, name: str, *, seed: int = 0) -> optuna.Study:
+def load_study(storage: RDBStorage, name: str) -> optuna.Study:
     """A study that is there already.
 
     Raises:
@@ -134,20 +143,24 @@ def create_study(
         The study, and whether it is new.
 
     Raises:
-        SettingsError: there is one of this name that is defined otherwise.
+        SettingsError: there is one of this name that is defined otherwise, or the name is none for a folder.
     """
+    if not _NAME.fullmatch(name):
+        raise SettingsError(
+            found=f"the study name `{name}`",
+            allowed="letters, digits, `.`, `-` and `_`, beginning with a letter or digit",
+            fix="choose such a name with --study",
+        )
     try:
         study = optuna.create_study(storage=storage, study_name=name, directions=directions)  # type: ignore[arg-type]
         study.set_user_attr(DEFINITION, dict(definition))
         return study, True
     except DuplicatedStudyError:
         study = optuna.load_study(study_name=name, storage=storage)
-    found = _defined(study)
-    differing = [key for key in definition if found.get(key) != definition[key]]
+    differing = differences(_defined(study), definition)
     if differing:
         raise SettingsError(
-            found=f"the study `{name}` is another one:"
-            + "".join(f"\n  - {_difference(key, found.get(key), definition[key])}" for key in differing),
+            found=f"the study `{name}` is another one:" + "".join(f"\n  - {line}" for line in differing),
             allowed="a study of the same method, space, settings, code and data: only its trials can be compared",
             fix="choose another name with --study; `lexiseg sweep show` lists the studies",
         )
@@ -163,27 +176,122 @@ def _defined(study: optuna.Study) -> Mapping[str, Any]:
     return {}
 
 
+def slots(study: optuna.Study) -> dict[int, FrozenTrial]:
+    """The trial that stands for each slot: of a slot whose worker died, the one that took its place."""
+    standing: dict[int, FrozenTrial] = {}
+    for trial in study.get_trials(deepcopy=False):
+        slot = trial.user_attrs.get(SLOT)
+        if slot is not None and (slot not in standing or _rank(trial) > _rank(standing[slot])):
+            standing[slot] = trial
+    return dict(sorted(standing.items()))
+
+
+def _rank(trial: FrozenTrial) -> tuple[int, int]:
+    order = [TrialState.WAITING, TrialState.RUNNING, TrialState.PRUNED, TrialState.COMPLETE]
+    if trial.state == TrialState.FAIL:
+        return (2, -trial.number) if ERROR in trial.user_attrs else (-1, trial.number)
+    return min(2, order.index(trial.state)), -trial.number
+
+
+def state_of(trial: FrozenTrial) -> str:
+    """complete, pruned, failed (by itself), given up (it killed its workers), running or waiting."""
+    if trial.state == TrialState.FAIL:
+        return "failed" if ERROR in trial.user_attrs else "given up"
+    return trial.state.name.lower()
+
+
+def counts(study: optuna.Study) -> dict[str, int]:
+    """Number of slots by state, see `state_of`."""
+    found = [state_of(trial) for trial in slots(study).values()]
+    return {state: found.count(state) for state in STATES}
+
+
 def add_slots(study: optuna.Study, count: int, *, first: Mapping[str, Any] | None) -> None:
-    """Queue what a study lacks of `count` slots, and again what neither ended nor failed by itself.
+    """Queue what a study lacks of `count` slots, and again what was given up.
 
     Args:
         study: the study.
         count: slots that it should have.
         first: values by knob of the very first trial, such as the settings as they are.
     """
-    by_slot: dict[int, list[FrozenTrial]] = {}
-    for trial in study.get_trials(deepcopy=False):
-        by_slot.setdefault(trial.user_attrs.get(SLOT, -1), []).append(trial)
-    for slot in range(count):
-        trials = by_slot.get(slot, [])
-        if not trials:
-            study.enqueue_trial(dict(first or {}) if slot == 0 else {}, user_attrs={SLOT: slot})
-        elif all(trial.state == TrialState.FAIL and ERROR not in trial.user_attrs for trial in trials):
-            # It was given up after too many deaths, or whoever should have queued it again died on the way.
-            again(study, trials[-1])
+    with alone(study, "queue"):
+        standing = slots(study)
+        for slot in range(count):
+            if slot not in standing:
+                study.enqueue_trial(dict(first or {}) if slot == 0 else {}, user_attrs={SLOT: slot})
+            elif state_of(standing[slot]) == "given up":  # whoever starts the sweep again may have more memory
+                _again(study, standing[slot])
 
 
-def again(study: optuna.Study, trial: FrozenTrial, *, deaths: int = 0) -> None:
+def claim(study: optuna.Study) -> optuna.Trial | None:
+    """Take a trial from the queue; None where it is empty. No other worker gets the same one, nor one of its slot."""
+    storage: Any = study._storage  # Optuna has no public word for "the next of the queue, and only of the queue"
+    with alone(study, "queue"):
+        fail_stale_trials(study)
+        standing = slots(study)
+        waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        # By slot: what was stopped comes before what follows from it.
+        for trial in sorted(waiting, key=lambda trial: (trial.user_attrs[SLOT], trial.number)):
+            if standing[trial.user_attrs[SLOT]].number != trial.number:
+                storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)  # its slot is taken
+                continue
+            # Before it runs: of a trial without a single heartbeat Optuna never says that it is stale.
+            storage.record_heartbeat(trial._trial_id)
+            if storage.set_trial_state_values(trial._trial_id, state=TrialState.RUNNING):
+                return optuna.Trial(study, trial._trial_id)
+    return None
+
+
+def put_back(study: optuna.Study, trial: optuna.Trial) -> None:
+    """Queue again what a worker does not finish, for no fault of the trial."""
+    with alone(study, "queue"):
+        if _fail(study, trial._trial_id):
+            _again(study, study._storage.get_trial(trial._trial_id))
+
+
+def give_back(study: optuna.Study, *, worker: str) -> int:
+    """Queue again what a worker that has died was running; returns the number of trials."""
+    number = 0
+    with alone(study, "queue"):
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if trial.user_attrs.get(WORKER) == worker and _fail(study, trial._trial_id):
+                _died(study, trial)
+                number += 1
+    return number
+
+
+@contextmanager
+def alone(study: optuna.Study, what: str) -> Iterator[None]:
+    """Keep other processes from doing the same with a study's storage, on whatever machine they are.
+
+    Optuna relies on locks of rows, which SQLite does not have, and two processes that look what is missing and add
+    it need more than that anyway.
+    """
+    backend: Any = getattr(study._storage, "_backend", study._storage)
+    url = make_url(backend.url)
+    if url.get_backend_name() == "sqlite" and url.database:
+        with FileLock(f"{url.database}.{what}.lock"):
+            yield
+    elif url.get_backend_name() == "postgresql":
+        connection = backend.engine.connect()
+        try:
+            # The lock ends with its transaction, also where this process is killed.
+            connection.execute(text("SELECT pg_advisory_xact_lock(hashtext(:what))"), {"what": f"lexiseg {what}"})
+            yield
+        finally:
+            with suppress(SQLAlchemyError):
+                connection.close()
+    else:
+        yield
+
+
+def _fail(study: optuna.Study, number: int) -> bool:
+    with suppress(UpdateFinishedTrialError):
+        return bool(study._storage.set_trial_state_values(number, state=TrialState.FAIL))
+    return False  # somebody else was quicker
+
+
+def _again(study: optuna.Study, trial: FrozenTrial, *, deaths: int = 0) -> None:
     """Queue a copy of a trial, with its values, its slot, and what was seen of its training."""
     study.add_trial(
         optuna.create_trial(
@@ -201,54 +309,7 @@ def _died(study: optuna.Study, trial: FrozenTrial) -> None:
     """Queue a trial again whose worker died in it, unless that happens again and again: memory may be short."""
     deaths = trial.user_attrs.get(DEATHS, 0) + 1
     if deaths <= RETRIES:
-        again(study, trial, deaths=deaths)
-
-
-def claim(study: optuna.Study) -> optuna.Trial | None:
-    """Take a trial from the queue; None where it is empty. No other worker gets the same one."""
-    storage: Any = study._storage  # Optuna has no public word for "the next of the queue, and only of the queue"
-    with _alone(storage):
-        fail_stale_trials(study)
-        for trial in storage.get_all_trials(study._study_id, deepcopy=False, states=(TrialState.WAITING,)):
-            # Before it runs: of a trial without a single heartbeat Optuna never says that it is stale.
-            storage.record_heartbeat(trial._trial_id)
-            with suppress(UpdateFinishedTrialError):
-                if storage.set_trial_state_values(trial._trial_id, state=TrialState.RUNNING):
-                    return optuna.Trial(study, trial._trial_id)
-    return None
-
-
-def _alone(storage: Any) -> AbstractContextManager[Any]:
-    """What keeps other processes from claiming in between: SQLite has no lock of a row, which Optuna relies on."""
-    url = make_url(storage._backend.url)
-    if url.get_backend_name() != "sqlite" or not url.database:
-        return nullcontext()
-    return FileLock(f"{url.database}.lock")
-
-
-def counts(study: optuna.Study) -> dict[str, int]:
-    """Number of trials by state: complete, pruned, failed (by themselves), running, waiting."""
-    trials = study.get_trials(deepcopy=False)
-    return {
-        "complete": sum(trial.state == TrialState.COMPLETE for trial in trials),
-        "pruned": sum(trial.state == TrialState.PRUNED for trial in trials),
-        "failed": sum(trial.state == TrialState.FAIL and ERROR in trial.user_attrs for trial in trials),
-        "running": sum(trial.state == TrialState.RUNNING for trial in trials),
-        "waiting": sum(trial.state == TrialState.WAITING for trial in trials),
-    }
-
-
-def give_back(study: optuna.Study, *, worker: str) -> int:
-    """Queue again what a worker that has ended was running; returns the number of trials."""
-    storage: Any = study._storage
-    number = 0
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if trial.user_attrs.get(WORKER) == worker:
-            with suppress(UpdateFinishedTrialError):
-                storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
-                _died(study, trial)
-                number += 1
-    return number
+        _again(study, trial, deaths=deaths)
 
 
 @contextmanager
@@ -313,9 +374,15 @@ def _hidden(url: str) -> str:
         return url
 
 
-def _difference(key: str, old: Any, new: Any) -> str:
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-        shown = ", ".join(f"{name} {old.get(name)} -> {new.get(name)}" for name in names[:3])
-        return f"{key}: {shown}" + (f", and {len(names) - 3} more" if len(names) > 3 else "")
-    return f"{key}: {old} there, {new} here"
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """What two definitions of a study differ in, a line for each: "settings: seed 0 -> 1"."""
+    lines = []
+    for key in here:
+        old, new = there.get(key), here[key]
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+            lines += [f"{key}: {name} {old.get(name)} -> {new.get(name)}" for name in names[:3]]
+            lines += [f"{key}: {len(names) - 3} more"] if len(names) > 3 else []
+        elif old != new:
+            lines.append(f"{key}: {old} there, {new} here")
+    return lines

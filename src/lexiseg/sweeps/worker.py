@@ -13,12 +13,13 @@ from types import FrameType
 from typing import Any
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
-from lexiseg.errors import LexisegError, StageError, StorageError
+from lexiseg.errors import ChangedError, LexisegError, StageError, StorageError
 from lexiseg.storage import sha256_of_json
 from lexiseg.sweeps.definition import check_identity, task_of
-from lexiseg.sweeps.objective import RUNGS, NoValueError, Task, measure, number, suggest
+from lexiseg.sweeps.objective import NoValueError, Task, measure, number, suggest
 from lexiseg.sweeps.study import (
     DEFINITION,
     ERROR,
@@ -26,14 +27,16 @@ from lexiseg.sweeps.study import (
     PAUSE,
     SECONDS,
     SETTINGS,
+    SHORT,
     SLOT,
     WORK,
     WORKER,
-    again,
     claim,
     counts,
     heartbeats,
     patiently,
+    put_back,
+    slots,
 )
 from lexiseg.training import GivenUpError
 from lexiseg.trials import Trials
@@ -64,17 +67,19 @@ def work(root: Path, load: Callable[[], optuna.Study], *, name: str) -> None:
     try:
         while os.getppid() == parent:
             study = patiently(load)
-            # A median would be that of the complete trials alone: where those are good ones, few others are completed.
-            study.pruner = optuna.pruners.SuccessiveHalvingPruner(
-                min_resource=round(100 * RUNGS[0]), reduction_factor=2
-            )
             trial = patiently(lambda study=study: claim(study))
             if trial is None:
                 if not patiently(lambda study=study: counts(study)["running"]):
                     return
                 time.sleep(PAUSE)  # another worker may die, and its trial come back
                 continue
-            fails = _run(root, study, trial, trials, task, name=name)
+            try:
+                with heartbeats(study, trial):
+                    fails = _run(root, study, trial, trials, task, name=name)
+            except UpdateFinishedTrialError:
+                # The storage was away for so long that this worker counted as dead; its results are in work folders.
+                print(f"trial {trial.user_attrs[SLOT]}: another worker has it by now", flush=True)
+                continue
             failed = failed + 1 if fails else 0
             if failed == IN_A_ROW:
                 raise StageError(
@@ -99,53 +104,61 @@ def _run(root: Path, study: optuna.Study, trial: optuna.Trial, trials: Trials, t
         step = round(100 * share)
         if step not in patiently(lambda: trial.storage.get_trial(trial._trial_id)).intermediate_values:
             patiently(lambda: trial.report(value, step))
-        worse = patiently(trial.should_prune)
-        print(f"trial {slot}: {value:.4f} at {step} %{', given up' if worse else ''}", flush=True)
-        return worse
+        behind = patiently(lambda: is_behind(study, slot, step, value, minimise=task.goals[0].minimise))
+        print(f"trial {slot}: {value:.4f} at {step} %{', given up' if behind else ''}", flush=True)
+        return behind
 
-    with heartbeats(study, trial):
-        try:
-            chosen = patiently(lambda: suggest(trial, task.knobs))
-            attributes[SETTINGS] = chosen
-            print(f"trial {slot}: " + ", ".join(f"{key} {value}" for key, value in chosen.items()), flush=True)
-            found = measure(root, trials, task, chosen, report=report if task.prune else None)
-            attributes |= {METRICS: found["metrics"], WORK: found["work"]}
-            values = [number(found["metrics"], goal.name) for goal in task.goals]
-            for constraint in task.constraints:
-                excess = constraint.excess(number(found["metrics"], constraint.name))
-                patiently(lambda name=str(constraint), excess=excess: trial.set_constraint(name, excess))
-            state = TrialState.COMPLETE
-        except GivenUpError:
-            state = TrialState.PRUNED
-        except NoValueError as error:
-            fails = str(error)
-        except (StageError, StorageError, OSError):
-            _back(study, trial)  # of no trial's doing
-            raise
-        except LexisegError as error:
-            fails = error.found
-        except (KeyboardInterrupt, SystemExit):
-            _back(study, trial)
-            print(f"trial {slot}: stopped, and queued again", flush=True)
-            raise
-        except Exception as error:
-            traceback.print_exc()
-            fails = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    try:
+        chosen = patiently(lambda: suggest(trial, task.knobs))
+        attributes[SETTINGS] = chosen
+        print(f"trial {slot}: " + ", ".join(f"{key} {value}" for key, value in chosen.items()), flush=True)
+        metrics = measure(root, trials, task, chosen, report=report if task.prune else None)
+        attributes[METRICS] = metrics
+        values = [number(metrics, goal.name) for goal in task.goals]
+        for constraint in task.constraints:
+            excess = constraint.excess(number(metrics, constraint.name))
+            patiently(lambda name=str(constraint), excess=excess: trial.set_constraint(name, excess))
+        state = TrialState.COMPLETE
+    except GivenUpError:
+        state = TrialState.PRUNED
+    except NoValueError as error:
+        fails = str(error)
+    except (ChangedError, StorageError, OSError):
+        patiently(lambda: put_back(study, trial))  # of no trial's doing
+        raise
+    except UpdateFinishedTrialError:
+        raise
+    except LexisegError as error:
+        fails = error.found
+    except (KeyboardInterrupt, SystemExit):
+        patiently(lambda: put_back(study, trial), patience=SHORT)
+        print(f"trial {slot}: stopped, and queued again", flush=True)
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        fails = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     if fails:
         attributes[ERROR] = fails
         print(f"trial {slot}: failed, {fails}", flush=True)
     attributes[SECONDS] = round(time.monotonic() - started, 2)
+    attributes[WORK] = sorted({folder.name for folder in trials.folders.values()})
     for key, value in attributes.items():
         patiently(lambda key=key, value=value: trial.set_user_attr(key, value))
-    # What another worker thought dead, and has in hand, is not told twice.
     patiently(lambda: study.tell(trial, values, state=state, skip_if_finished=True))
     return fails
 
 
-def _back(study: optuna.Study, trial: optuna.Trial) -> None:
-    patiently(lambda: study.tell(trial, state=TrialState.FAIL, skip_if_finished=True))
-    frozen = patiently(lambda: trial.storage.get_trial(trial._trial_id))
-    patiently(lambda: again(study, frozen))
+def is_behind(study: optuna.Study, slot: int, step: int, value: float, *, minimise: bool) -> bool:
+    """Whether a trial is not in the better half of all that have come to a step of their training.
+
+    Optuna's pruner counts a trial that was stopped and queued again twice, so that what it prunes would depend on
+    interruptions; here every slot counts once.
+    """
+    others = [trial.intermediate_values[step] for number, trial in slots(study).items()
+              if number != slot and step in trial.intermediate_values]  # fmt: skip
+    everyone = sorted([*others, value], reverse=not minimise)
+    last = everyone[(len(everyone) + 1) // 2 - 1]
+    return value > last if minimise else value < last
 
 
 def _sampler(study: optuna.Study, *, slot: int) -> optuna.samplers.BaseSampler:

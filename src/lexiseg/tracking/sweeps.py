@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import FileLock
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, Param, Run, RunTag
 
 from lexiseg.tracking.publish import MAX_METRICS, MAX_PARAM, MAX_PARAMS, Published, chunks
 from lexiseg.tracking.store import Store, connect, tracking_errors
@@ -71,7 +71,7 @@ class SweepRecord:
 def publish_sweep(root: Path, record: SweepRecord) -> list[Published]:
     """Create the parent run and the children that MLflow lacks, and bring the parent's numbers and files up to date.
 
-    Processes of one machine do so one after the other.
+    Processes of one machine do so one after the other; the caller sees to it that those of several do.
 
     Raises:
         TrackingError: MLflow cannot be reached or written.
@@ -80,20 +80,24 @@ def publish_sweep(root: Path, record: SweepRecord) -> list[Published]:
     done: list[Published] = []
     with FileLock(str(private_folder(root) / LOCK)), tracking_errors(store.uri):
         experiment = store.experiment(record.experiment)
+        started = min((trial.started for trial in record.trials), default=None)
         parent = store.run_with_tag(experiment, SWEEP, record.identity)
         if parent is None:
             tags = {**record.tags, SWEEP: record.identity}
-            parent = store.client.create_run(experiment, tags=tags, run_name=record.name)
+            parent = store.client.create_run(experiment, start_time=started, tags=tags, run_name=record.name)
             done.append(Published(kind="run", name=f"sweep {record.name}", id=parent.info.run_id, action="created"))
         run_id = parent.info.run_id
         there = _children(store, experiment, run_id)
         for trial in record.trials:
             if f"{record.identity}/{trial.slot}" not in there:
                 done.append(_publish_trial(store, experiment, run_id, record, trial))
-        _log(store, run_id, params=_lacking(record.params, parent.data.params), metrics=_changed(record, parent))
+        params, metrics = _lacking(record.params, parent.data.params), _changed(record, parent)
+        _log(store, run_id, params=params, metrics=metrics)
         for file in record.files:
             store.client.log_artifact(run_id, str(file), "pictures" if file.suffix == ".png" else None)
-        store.client.set_terminated(run_id)
+        if done or params or metrics:
+            ended = max((trial.ended for trial in record.trials), default=None)
+            store.client.set_terminated(run_id, end_time=ended)
     return done
 
 
@@ -149,5 +153,5 @@ def _lacking(params: Mapping[str, str], there: Mapping[str, str]) -> dict[str, s
     return {key: value for key, value in params.items() if key not in there}
 
 
-def _changed(record: SweepRecord, parent) -> dict[str, float]:
+def _changed(record: SweepRecord, parent: Run) -> dict[str, float]:
     return {key: value for key, value in record.metrics.items() if parent.data.metrics.get(key) != value}
