@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import pytest
 
@@ -68,3 +69,40 @@ def test_every_table_of_results_has_its_file():
     results = readme().partition("## Results")[2].partition("\n## ")[0]
     shown = [file for file in FILES if table_of(file) in results]
     assert len(shown) == len(re.findall(r"^\|---", results, flags=re.MULTILINE)) > 0
+
+
+def sweep(name: str) -> dict[str, Any]:
+    return read_json(ROOT / f"docs/results/sweeps/{name}.json")
+
+
+def seconds(found: dict[str, Any], state: str) -> float:
+    # The first trial of a sweep may link what `dvc repro` has trained.
+    return fmean(trial["seconds"] for trial in found["trials"][1:] if trial["state"] == state)
+
+
+def test_sweeps_found_what_their_page_says():
+    page = (ROOT / "docs/sweeps.md").read_text(encoding="utf-8")
+    for name in ("tcl-weights-world", "tcl-inference-world"):
+        found = sweep(name)
+        (best,) = (trial for trial in found["trials"] if trial["best"])
+        first, after = found["trials"][0]["values"][0], best["values"][0]
+        confirmed = found["confirmed"]
+        before = confirmed["with_the_settings_as_they_were"]
+        assert found["split"] == "val"
+        assert len(found["trials"]) == 20
+        assert after > first
+        assert confirmed["miou"] > before["miou"]
+        states = f"{found['counts']['complete']}, {found['counts']['pruned']}"
+        values = f"{100 * first:.1f} -> {100 * after:.1f} | {100 * before['miou']:.1f} -> {100 * confirmed['miou']:.1f}"
+        assert f"| {states} | {values} |" in page
+        assert found["made_with"]["command"].startswith("lexiseg sweep tcl ")
+
+
+def test_trials_cost_what_their_page_says():
+    training, scores = sweep("tcl-weights-world"), sweep("tcl-inference-world")
+    complete, pruned, scored = seconds(training, "complete"), seconds(training, "pruned"), seconds(scores, "complete")
+    assert pruned < complete / 2
+    assert scored < fmean(trial["seconds"] for trial in training["trials"][1:]) / 10
+    page = (ROOT / "docs/sweeps.md").read_text(encoding="utf-8")
+    assert f"{complete:.0f} s complete, {pruned:.0f} s pruned" in page
+    assert f"{100 * pruned / complete:.0f} % of a\ncomplete one" in page
