@@ -302,6 +302,7 @@ def _time(step: Step) -> str:
 
 
 def duration(seconds: float) -> str:
+    """Seconds in words: "1 h 5 m", "2 m 3 s", "4 s"; at least one second."""
     seconds = max(1, round(seconds))
     hours, minutes = seconds // 3600, seconds % 3600 // 60
     if hours:
@@ -310,6 +311,7 @@ def duration(seconds: float) -> str:
 
 
 def size_text(size: int | None) -> str:
+    """Bytes in words, in MB or GB; empty where they are not known."""
     if size is None:
         return ""
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

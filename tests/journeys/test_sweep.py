@@ -79,15 +79,19 @@ def in_training(root: Path) -> list[Path]:
     return list((root / ".lexiseg/work").glob("tcl-train-*/checkpoints/*.ckpt"))
 
 
-def children(root: Path) -> list[Any]:
-    client = MlflowClient(tracking_uri=f"sqlite:///{root / '.lexiseg/mlflow.db'}")
+def store_of(root: Path) -> str:
+    return f"sqlite:///{root / '.lexiseg/mlflow.db'}"
+
+
+def children(uri: str) -> list[Any]:
+    client = MlflowClient(tracking_uri=uri)
     experiments = [found.experiment_id for found in client.search_experiments() if found.name.endswith("-sweeps")]
     runs = client.search_runs(experiments)
     return [found for found in runs if "mlflow.parentRunId" in found.data.tags]
 
 
-def parents(root: Path) -> list[Any]:
-    client = MlflowClient(tracking_uri=f"sqlite:///{root / '.lexiseg/mlflow.db'}")
+def parents(uri: str) -> list[Any]:
+    client = MlflowClient(tracking_uri=uri)
     experiments = [found.experiment_id for found in client.search_experiments() if found.name.endswith("-sweeps")]
     return [found for found in client.search_runs(experiments) if "mlflow.parentRunId" not in found.data.tags]
 
@@ -124,11 +128,11 @@ def test_a_study_is_shown(searched):
 
 
 def test_mlflow_shows_a_parent_with_a_child_per_trial(searched):
-    (parent,) = parents(searched)
+    (parent,) = parents(store_of(searched))
     assert parent.data.tags["lexiseg.method"] == "tcl"
     assert parent.data.params["space/tcl.refine.pamr_iterations"] == "0..10"
     assert parent.data.metrics["trials_complete"] == 6
-    runs = children(searched)
+    runs = children(store_of(searched))
     assert {found.data.tags["mlflow.parentRunId"] for found in runs} == {parent.info.run_id}
     assert [found.info.status for found in runs] == ["FINISHED"] * 6
     found = json.loads(run(searched, "lexiseg", "sweep", "show", "tcl-inference", "--json").stdout)
@@ -138,7 +142,7 @@ def test_mlflow_shows_a_parent_with_a_child_per_trial(searched):
     assert all(
         set(child.data.params) == {"tcl.refine.pamr_iterations", "tcl.refine.knowledge_weight"} for child in runs
     )
-    client = MlflowClient(tracking_uri=f"sqlite:///{searched / '.lexiseg/mlflow.db'}")
+    client = MlflowClient(tracking_uri=store_of(searched))
     names = {Path(item.path).name for item in client.list_artifacts(parent.info.run_id, "pictures")}
     assert {"history.png", "importance.png", "slice.png", "parallel_coordinate.png", "contour.png"} <= names
 
@@ -149,7 +153,7 @@ def test_mlflow_can_be_written_anew(searched, tmp_path):
         path = root / ".lexiseg" / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert "created run tcl-inference 3" in run(root, "lexiseg", "sync").stdout
-    assert len(children(root)) == 6
+    assert len(children(store_of(root))) == 6
     assert run(root, "lexiseg", "sync").stdout == "nothing new to publish\n"
 
 
@@ -321,22 +325,26 @@ def test_ctrl_c_ends_a_sweep_that_then_goes_on(micro_tree):
     assert not in_training(micro_tree)
 
 
-def test_two_sides_a_killed_worker_and_a_database_that_restarts(micro_tree, postgres):
-    count = 8
+def test_two_machines_a_killed_worker_and_a_database_that_restarts(micro_tree, postgres, tmp_path):
+    """Two checkouts that have nothing in common but the database of the studies, and MLflow's."""
+    count, trees = 8, [micro_tree, copy_of(micro_tree, tmp_path / "other" / "lexiseg")]
+    tracking = f"sqlite:///{tmp_path / 'tracking.db'}"
+    MlflowClient(tracking_uri=tracking).search_experiments()  # its tables
     arguments = ["tcl", *SPACE, *LONGER, "--trials", str(count), "--study", "shared"]
-    sides = [start(micro_tree, *arguments, LEXISEG_STORAGE=postgres.url) for _ in range(2)]
+    common = {"LEXISEG_STORAGE": postgres.url, "MLFLOW_TRACKING_URI": tracking}
+    sides = [start(tree, *arguments, **common) for tree in trees]
     wait_for(lambda: all(workers_of(side) for side in sides))
-    wait_for(lambda: in_training(micro_tree))
     storage = optuna.storages.RDBStorage(postgres.url)
-    study = optuna.load_study(study_name="shared", storage=storage)
+    study = wait_for(lambda: named(storage, "shared"))
     victim = workers_of(sides[0])[0]
     name = victim.cmdline()[victim.cmdline().index("--name") + 1]
 
     def running() -> list[Any]:
         trials = study.get_trials(states=(TrialState.RUNNING,))
-        return [trial for trial in trials if trial.user_attrs.get("worker") == name]
+        return [trial for trial in trials if trial.user_attrs.get("worker") == name and trial.params]
 
     (killed,) = wait_for(running)
+    wait_for(lambda: in_training(micro_tree))
     victim.kill()
     wait_for(lambda: any(trial.user_attrs["slot"] == killed.user_attrs["slot"] for trial in study.get_trials()
                          if trial.number > killed.number))  # fmt: skip
@@ -352,13 +360,20 @@ def test_two_sides_a_killed_worker_and_a_database_that_restarts(micro_tree, post
     again = [trial for trial in ended if trial.user_attrs["slot"] == killed.user_attrs["slot"]]
     assert [trial.params for trial in again] == [killed.params]
     assert "its trial starts again" in texts[0]
-    slots = sorted(int(run.data.tags["lexiseg.trial"].rpartition("/")[2]) for run in children(micro_tree))
+    slots = sorted(int(run.data.tags["lexiseg.trial"].rpartition("/")[2]) for run in children(tracking))
     assert slots == list(range(count))
-    assert len(parents(micro_tree)) == 1
-    # What happened leaves no trace in what was found: a sweep that nobody disturbed has the same first trial.
-    first = next(trial for trial in ended if trial.user_attrs["slot"] == 0)
+    assert len(parents(tracking)) == 1
     values = read_yaml(micro_tree / "params.yaml")["tcl"]
+    first = next(trial for trial in ended if trial.user_attrs["slot"] == 0)
     assert first.params == {
         "tcl.loss.area": values["loss"]["area"],
         "tcl.model.temperature": values["model"]["temperature"],
     }
+
+
+def named(storage: Any, name: str) -> optuna.Study | None:
+    """The study of a name once it is defined."""
+    if name not in optuna.get_all_study_names(storage):
+        return None
+    study = optuna.load_study(study_name=name, storage=storage)
+    return study if "lexiseg" in study.user_attrs else None

@@ -28,7 +28,15 @@ from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, InterfaceError, NoSuchModuleError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    IntegrityError,
+    InterfaceError,
+    NoSuchModuleError,
+    OperationalError,
+    ProgrammingError,
+    SQLAlchemyError,
+)
 
 from lexiseg.errors import SettingsError, StorageError
 from lexiseg.workspace import private_folder
@@ -44,6 +52,7 @@ HEARTBEAT, GRACE = 10, 60  # seconds between heartbeats; without one for so long
 RETRIES = 2  # of a trial whose worker died
 PATIENCE, SHORT = 600.0, 10.0  # seconds to wait for a storage that went away; the same on the way out
 PAUSE = 1.0
+TABLES = 5  # times to look whether the tables are there, while another process makes them
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -87,14 +96,19 @@ def open_storage(url: str, *, heartbeat: int = HEARTBEAT, grace: int = GRACE) ->
         if sqlite and parts.database:
             Path(parts.database).parent.mkdir(parents=True, exist_ok=True)
         timeout = {"timeout": 60} if sqlite else {"connect_timeout": 5} if "postgres" in parts.drivername else {}
-        return RDBStorage(
-            url,
+        how: dict[str, Any] = {
             # A connection that a restarted server has forgotten is replaced instead of failing a trial.
-            engine_kwargs={"connect_args": timeout, "pool_pre_ping": True},
-            heartbeat_interval=heartbeat,
-            grace_period=grace,
-            heartbeat_stale_trial_callback=_died,
-        )
+            "engine_kwargs": {"connect_args": timeout, "pool_pre_ping": True},
+            "heartbeat_interval": heartbeat,
+            "grace_period": grace,
+            "heartbeat_stale_trial_callback": _died,
+        }
+        for _ in range(TABLES):
+            try:
+                return RDBStorage(url, **how)
+            except (IntegrityError, ProgrammingError):
+                time.sleep(PAUSE)  # another process is making the tables at the same time
+        return RDBStorage(url, **how)
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
         raise StorageError(
             found=f"the storage {_hidden(url)}: {' '.join(str(error).split())}",
