@@ -14,6 +14,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -238,10 +239,12 @@ class StopTogether(L.Callback):
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked, self.before = False, None
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.before = signal.signal(signal.SIGTERM, self._ask)  # above that of Lightning
+        # Ray runs trainings in another thread than the first, where nobody listens to signals.
+        if threading.current_thread() is threading.main_thread():
+            self.before = signal.signal(signal.SIGTERM, self._ask)  # above that of Lightning
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_index: int
@@ -252,7 +255,8 @@ class StopTogether(L.Callback):
             raise SystemExit(128 + signal.SIGTERM)
 
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
-        signal.signal(signal.SIGTERM, self.before)
+        if self.before is not None:
+            signal.signal(signal.SIGTERM, self.before)
 
     def _ask(self, number: int, frame: Any) -> None:
         self.asked = True
@@ -292,7 +296,7 @@ def watched_by(onlooker: Onlooker) -> Iterator[None]:
 
 
 class Looks(L.Callback):
-    """Calls an onlooker, after the checkpoint of the step that it looks at."""
+    """Calls an onlooker, before the checkpoint of the step that it looks at: what is killed meanwhile looks again."""
 
     def __init__(self, onlooker: Onlooker, *, first: int, batches: int, save: Callable[[Path], None]) -> None:
         self.onlooker, self.first, self.save = onlooker, first, save
@@ -376,15 +380,15 @@ def fit(
         steps=batches, every=max(1, batches // 50), title=title, first=first, rows=found.curve if found else ()
     )
     callbacks = [StepSeed(seed, first=first), curve, *callbacks]
+    onlooker = _ONLOOKER.get()
+    if onlooker and save and rank() == 0:
+        callbacks.append(Looks(onlooker, first=first, batches=batches, save=save))
     if path:
         callbacks.append(
             Checkpoints(path, first=first, batches=batches, accumulate=accumulate, curve=curve, found=found)
         )
     if world_size() > 1:
         callbacks.append(StopTogether())
-    onlooker = _ONLOOKER.get()
-    if onlooker and save and rank() == 0:
-        callbacks.append(Looks(onlooker, first=first, batches=batches, save=save))
     loader = DataLoader(
         StepBatches(batch, first=first, steps=batches), batch_size=None, shuffle=False, num_workers=workers
     )

@@ -286,7 +286,7 @@ def test_data_that_changes_while_a_stage_reads_it_is_not_published(micro_tree, t
         change(recipe, {"splits": {"train": {"count": 16}}})
         assert process.wait(timeout=120) == 1
     text = (tmp_path / "log").read_text()
-    assert "error (StageError)\nfound: data/world changed while prepare ran" in text
+    assert "error (ChangedError)\nfound: data/world changed while prepare ran" in text
     assert "allowed: " in text
     assert "to do: run `dvc repro` again" in text
     assert hash_tree(micro_tree / "outputs/prepare") == before

@@ -26,6 +26,7 @@ from mlflow import MlflowClient
 from optuna.trial import TrialState
 
 from lexiseg.errors import LexisegError, SettingsError
+from lexiseg.profiles import differences
 from lexiseg.settings import read_yaml
 from lexiseg.sweeps.sweep import Request, prepare, sweep
 
@@ -108,7 +109,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory, _finished_tree: Path) -> 
 
 
 def test_saved_predictions_are_scored_again(searched):
-    logs = "".join(path.read_text() for path in (searched / ".lexiseg/sweeps/tcl-inference").glob("worker-*.log"))
+    logs = "".join(path.read_text() for path in (searched / ".lexiseg/sweeps/tcl-inference").glob("*.log"))
     # Once for the split that is searched on; outputs/ has that of the others.
     assert len(re.findall(r"predict val: +0%", logs)) == 1
     assert len(re.findall(r"evaluate val: +0%", logs)) == 6
@@ -170,12 +171,13 @@ def test_the_best_trial_is_applied_and_reproduced_bit_by_bit(searched, tmp_path)
     root = copy_of(searched, tmp_path / "lexiseg")
     found = json.loads(run(root, "lexiseg", "sweep", "show", "tcl-inference", "--json").stdout)
     (best,) = [trial for trial in found["trials"] if trial["best"]]
-    before = (root / "params.yaml").read_text().splitlines()
+    before, comments = read_yaml(root / "params.yaml"), comments_in(root / "params.yaml")
     text = run(root, "lexiseg", "sweep", "apply", "tcl-inference").stdout
     assert "note" not in text
-    after = (root / "params.yaml").read_text().splitlines()
-    changed = [new for old, new in zip(before, after, strict=True) if old != new]
-    assert len(changed) <= 3  # two knobs and the splits; comments and all other lines stay
+    assert differences(before, read_yaml(root / "params.yaml")) == best["settings"] | {
+        "evaluate.splits": ["val", *before["evaluate"]["splits"]]
+    }
+    assert comments_in(root / "params.yaml") == comments
     shutil.rmtree(root / ".lexiseg/work")  # nothing is there to be linked
     run(root, "dvc", "repro", "--quiet", "tcl-evaluate")
     metrics = json.loads((root / "outputs/tcl/evaluate/metrics.json").read_text())["splits"]
@@ -228,7 +230,11 @@ def test_on_a_ray_cluster_the_trials_are_the_same(searched, tmp_path):
     for trial in found["trials"]:
         assert trial["settings"] == alone[trial["trial"]]["settings"]
         assert trial["metrics"] == alone[trial["trial"]]["metrics"]
-    assert len({path.name for path in (root / ".lexiseg/sweeps/tcl-inference").glob("worker-*.log")}) >= 4
+    assert len({path.name for path in (root / ".lexiseg/sweeps/tcl-inference").glob("*.log")}) >= 4
+
+
+def comments_in(path: Path) -> list[str]:
+    return [line.partition("#")[2] for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def test_optunas_pages_show_the_same_study(searched):
@@ -320,7 +326,7 @@ def test_ctrl_c_ends_a_sweep_that_then_goes_on(micro_tree):
     text = second.communicate(timeout=240)[0]
     assert second.returncode == 0, text
     assert "2 complete" in text
-    logs = "".join(path.read_text() for path in (micro_tree / ".lexiseg/sweeps/tcl-custom").glob("worker-*.log"))
+    logs = "".join(path.read_text() for path in (micro_tree / ".lexiseg/sweeps/tcl-custom").glob("*.log"))
     assert "going on after step" in logs
     assert not in_training(micro_tree)
 
