@@ -74,6 +74,31 @@ INSTEAD = {
         f"pip install -c constraints.txt -e '.[{extra}]'": ("", "the extras are there")
         for extra in ("sweeps", "ray,sweeps")
     },
+    **dict.fromkeys(
+        (
+            "export LEXISEG_STORAGE=postgresql://lexiseg:PASSWORD@db.example.org/sweeps",
+            "lexiseg sweep tcl --space weights --trials 200 --study wide --workers 2",
+        ),
+        ("", "needs a PostgreSQL server; tests/journeys/test_sweep.py has one, and two checkouts"),
+    ),
+    **dict.fromkeys(
+        (
+            "git clone https://github.com/you/lexiseg /shared/lexiseg",
+            "cd /shared/lexiseg && make install",
+            ".venv/bin/pip install -c constraints.txt -e '.[ray,sweeps]'",
+            "RAY_USAGE_STATS_ENABLED=0 .venv/bin/ray start --head --port 6379",
+            "RAY_USAGE_STATS_ENABLED=0 .venv/bin/ray start --address 10.0.0.1:6379",
+            "export LEXISEG_RAY=10.0.0.1:6379",
+            "createdb sweeps",
+            "export LEXISEG_STORAGE=postgresql://lexiseg:PASSWORD@10.0.0.2/sweeps",
+            "lexiseg sweep tcl --space weights --trials 200 --workers 8 --gpus 0.5",
+            "pip install dvc-s3",
+            "dvc remote add --local store s3://bucket/lexiseg",
+            "dvc push --remote store data/camvid outputs/lseg/train",
+            "dvc pull --remote store data/camvid",
+        ),
+        ("", "needs machines, a database or a bucket of one's own; tests/journeys have Ray's local cluster"),
+    ),
     "optuna-dashboard sqlite:///.lexiseg/sweeps.db": (
         "optuna studies --storage sqlite:///.lexiseg/sweeps.db",
         "serves until it is stopped; tests/journeys/test_sweep.py starts it and asks for the studies",
@@ -298,6 +323,8 @@ def test_inline_commands_exist(page):
     names = help_examples()
     targets = re.findall(r"^([a-z][a-z-]*):", (SOURCE / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
     for words in re.findall(r"`(lexiseg [a-z][^`]*)`", text):
+        # `lexiseg sweep METHOD` is short for `lexiseg sweep run METHOD`.
+        words = re.sub(r"^lexiseg sweep(?! run| show| apply)", "lexiseg sweep run", words)
         assert any(words == name or words.startswith(f"{name} ") for name in names), f"{page}: {words}"
     for target in re.findall(r"`make ([a-z-]+)[^`]*`", text):
         assert target in targets, f"{page}: make {target}"

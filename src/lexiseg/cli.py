@@ -517,7 +517,7 @@ def sweep_run(
 ) -> None:
     """Search settings of a method by Optuna, on stages of the graph. The same command goes on with a study.
 
-    Example: lexiseg sweep tcl --space inference --trials 20 --plan
+    Example: lexiseg sweep run tcl --space inference --trials 20 --plan
     """
     root = require_root()
     _use_working_tree(root)

@@ -42,7 +42,10 @@ def test_a_server_that_ends_at_once_is_named_with_its_last_words(tmp_path, monke
 def test_deployments_use_the_pools_that_are_made():
     deployments = read_yaml(ROOT / "prefect.yaml")["deployments"]
     assert {deployment["work_pool"]["name"] for deployment in deployments} == set(POOLS)
-    assert [one["name"] for one in deployments] == ["all", "lseg", "tcl", "all-gpu", "nightly", "data-changed"]
+    assert [(one["entrypoint"].partition(":")[2], one["name"]) for one in deployments] == [
+        *(("reproduce", name) for name in ("all", "lseg", "tcl", "all-gpu", "nightly", "data-changed")),
+        ("sweep", "tcl"),
+    ]
 
 
 def test_rules_are_for_runs_of_our_pools_alone():
