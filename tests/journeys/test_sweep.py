@@ -27,8 +27,7 @@ from mlflow import MlflowClient
 from optuna.trial import TrialState
 
 from lexiseg.errors import LexisegError, SettingsError
-from lexiseg.profiles import differences
-from lexiseg.settings import read_yaml
+from lexiseg.settings import override, read_yaml
 from lexiseg.sweeps.sweep import Request, prepare, sweep
 
 # A trial of seconds: long enough to be killed in.
@@ -181,9 +180,10 @@ def test_the_best_trial_is_applied_and_reproduced_bit_by_bit(searched, tmp_path)
     before, comments = read_yaml(root / "params.yaml"), comments_in(root / "params.yaml")
     text = run(root, "lexiseg", "sweep", "apply", "tcl-inference").stdout
     assert "note" not in text
-    assert differences(before, read_yaml(root / "params.yaml")) == best["settings"] | {
-        "evaluate.splits": ["val", *before["evaluate"]["splits"]]
-    }
+    splits = ["val", *before["evaluate"]["splits"]]
+    expected = override(before, {**best["settings"], "evaluate.splits": splits})
+    assert read_yaml(root / "params.yaml") == expected
+    assert expected["evaluate"]["splits"] != before["evaluate"]["splits"]
     assert comments_in(root / "params.yaml") == comments
     shutil.rmtree(root / ".lexiseg/work")  # nothing is there to be linked
     run(root, "dvc", "repro", "--quiet", "tcl-evaluate")
@@ -317,7 +317,7 @@ def test_refusals_come_as_three_lines(searched):
 
 
 def test_ctrl_c_ends_a_sweep_that_then_goes_on(micro_tree):
-    arguments = ["tcl", *SPACE, *LONGER, "--trials", "2"]
+    arguments = ["tcl", *SPACE, *LONGER, "--trials", "2", "--no-prune"]
     first = start(micro_tree, *arguments)
     wait_for(lambda: in_training(micro_tree))
     os.killpg(first.pid, signal.SIGINT)
