@@ -38,7 +38,7 @@ def test_prepare_gives_the_same_with_ray(micro_tree):
     assert hash_tree(micro_tree / "outputs/prepare") == alone
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "auto"])
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
 def test_a_cluster_that_is_not_there_is_told_of(micro_tree, address):
     shutil.rmtree(micro_tree / ".lexiseg/work")
     done = prepare(micro_tree, LEXISEG_RAY=address)
