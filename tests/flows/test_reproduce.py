@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -13,11 +12,10 @@ from typing import Any
 import psutil
 import pytest
 from helpers.micro import picture, save
-from helpers.working_tree import change, environment, run
+from helpers.working_tree import change, run
 from mlflow import MlflowClient
 from prefect import get_client
 from prefect.exceptions import ParameterTypeError
-from prefect.testing.utilities import prefect_test_harness
 
 from flows import reproduce as module
 from flows.reproduce import RETRIES, methods_of, percent, reproduce, setting, stages_of, worth_repeating
@@ -31,24 +29,13 @@ ROOT = Path(__file__).parents[2]
 LSEG = ["prepare", "validate", "encode", "lseg-train", "lseg-predict", "lseg-evaluate", "lseg-register"]
 
 
-@pytest.fixture(scope="module")
-def prefect() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
-
-
 @pytest.fixture
-def tree(micro_tree: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def tree(current_tree: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A finished working tree, the current one."""
-    for name in [name for name in os.environ if name.startswith(("LEXISEG", "MLFLOW"))]:
-        monkeypatch.delenv(name)
-    for name, value in environment(micro_tree).items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.chdir(micro_tree)
     # Tests wait for no second try.
     for name in ("run_stage", "publish"):
         monkeypatch.setattr(module, name, getattr(module, name).with_options(retries=0))
-    return micro_tree
+    return current_tree
 
 
 def artifacts() -> dict[str, str]:

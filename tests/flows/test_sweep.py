@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.working_tree import environment
 from prefect import get_client
 from prefect.exceptions import ParameterTypeError
-from prefect.testing.utilities import prefect_test_harness
 
 from flows.sweep import sweep
 from lexiseg.errors import SettingsError
@@ -20,23 +15,7 @@ from lexiseg.errors import SettingsError
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def prefect() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
-
-
-@pytest.fixture
-def tree(micro_tree: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in [name for name in os.environ if name.startswith(("LEXISEG", "MLFLOW"))]:
-        monkeypatch.delenv(name)
-    for name, value in environment(micro_tree).items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.chdir(micro_tree)
-    return micro_tree
-
-
-def test_a_flow_runs_a_sweep_and_shows_it(prefect, tree):
+def test_a_flow_runs_a_sweep_and_shows_it(prefect, current_tree):
     asked: dict[str, Any] = {"method": "tcl", "space": ["inference"], "study": "flow", "trials": 3}
     found: Any = sweep(**asked, settings={"tcl.train.flip": False})
     assert found["counts"]["complete"] == 3
@@ -50,7 +29,7 @@ def test_a_flow_runs_a_sweep_and_shows_it(prefect, tree):
     assert again["counts"]["complete"] == 3
 
 
-def test_what_is_asked_for_wrongly_is_told_of(prefect, tree):
+def test_what_is_asked_for_wrongly_is_told_of(prefect, current_tree):
     with pytest.raises(SettingsError, match="no sweep of `unet`"):
         sweep(method="unet")
     with pytest.raises(ParameterTypeError):

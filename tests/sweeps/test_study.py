@@ -216,6 +216,18 @@ def test_a_study_of_other_settings_is_another_study(study, url):
     assert "--study" in error.value.fix
 
 
+def test_a_study_whose_maker_died_is_taken_over_and_one_of_others_is_not(url, monkeypatch):
+    monkeypatch.setattr(module, "PAUSE", 0.01)
+    storage = open_storage(url)
+    optuna.create_study(storage=storage, study_name="half", directions=["maximize"])
+    found, new = create_study(storage, "half", DEFINITION, directions=["maximize"])
+    assert (new, found.user_attrs["lexiseg"]) == (True, DEFINITION)
+    foreign = optuna.create_study(storage=storage, study_name="foreign", directions=["maximize"])
+    foreign.enqueue_trial({})
+    with pytest.raises(SettingsError, match="the study `foreign` is another one"):
+        create_study(storage, "foreign", DEFINITION, directions=["maximize"])
+
+
 def test_studies_of_others_are_not_shown(study, url):
     storage = open_storage(url)
     optuna.create_study(storage=storage, study_name="foreign")

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from pathlib import Path
@@ -83,18 +82,23 @@ def check_place(url: str, *, threads: int, gpus: float) -> None:
         )
 
 
+def _begin(command: list[str], root: str, variables: dict[str, str], log: str) -> subprocess.Popen[bytes]:
+    Path(log).parent.mkdir(parents=True, exist_ok=True)
+    with Path(log).open("wb") as stream:
+        return subprocess.Popen(
+            command,
+            cwd=root,
+            env=os.environ | variables,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl+C comes to the process that shows the sweep, which ends them one by one
+        )
+
+
 class _Process(Worker):
     def __init__(self, name: str, log: Path, command: list[str], root: Path, variables: dict[str, str]) -> None:
         super().__init__(name, log)
-        with log.open("wb") as stream:
-            self._process = subprocess.Popen(
-                command,
-                cwd=root,
-                env=os.environ | variables,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl+C comes to the process that shows the sweep, which ends them one by one
-            )
+        self._process = _begin(command, str(root), variables, str(log))
 
     def poll(self) -> int | None:
         return self._process.poll()
@@ -145,18 +149,8 @@ class _Keeper:
     """Runs a command on its machine; one thread waits for it, another may stop it."""
 
     def __init__(self, command: list[str], root: str, variables: dict[str, str], log: str) -> None:
-        self._stopping = threading.Event()
-        Path(log).parent.mkdir(parents=True, exist_ok=True)
-        with Path(log).open("wb") as stream:
-            # Ray gives this process GPUs by CUDA_VISIBLE_DEVICES, which is passed on.
-            self._process = subprocess.Popen(
-                command,
-                cwd=root,
-                env=os.environ | variables,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        # Ray gives this process GPUs by CUDA_VISIBLE_DEVICES, which is passed on.
+        self._process = _begin(command, root, variables, log)
 
     def wait(self) -> int:
         return self._process.wait()

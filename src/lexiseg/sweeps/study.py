@@ -171,7 +171,11 @@ def create_study(
         return study, True
     except DuplicatedStudyError:
         study = optuna.load_study(study_name=name, storage=storage)
-    differing = differences(_defined(study), definition)
+    found = _defined(study)
+    if not found and not study.get_trials(deepcopy=False):  # whoever made it died before it could say what it is
+        study.set_user_attr(DEFINITION, dict(definition))
+        return study, True
+    differing = differences(found, definition)
     if differing:
         raise SettingsError(
             found=f"the study `{name}` is another one:" + "".join(f"\n  - {line}" for line in differing),
