@@ -86,6 +86,8 @@ INSTEAD = {
             "git clone https://github.com/you/lexiseg /shared/lexiseg",
             "cd /shared/lexiseg && make install",
             ".venv/bin/pip install -c constraints.txt -e '.[ray,sweeps]'",
+            ".venv/bin/ray get-auth-token --generate",
+            "export RAY_AUTH_MODE=token",
             "RAY_USAGE_STATS_ENABLED=0 .venv/bin/ray start --head --port 6379",
             "RAY_USAGE_STATS_ENABLED=0 .venv/bin/ray start --address 10.0.0.1:6379",
             "export LEXISEG_RAY=10.0.0.1:6379",

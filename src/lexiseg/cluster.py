@@ -67,7 +67,8 @@ def connect() -> Any:
         how |= {"address": where}
     try:
         ray.init(**how, runtime_env={"env_vars": environment()})
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    # AuthenticationError: the cluster asks for a token that this user does not have.
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
         raise _nothing_at(where, error) from error
     return ray
 
