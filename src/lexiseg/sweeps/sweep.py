@@ -143,6 +143,7 @@ def sweep(root: Path, request: Request, prepared: Prepared) -> optuna.Study:
     study, new = patiently(lambda: create_study(storage, name, definition, directions=directions))
     if new:
         patiently(lambda: study.set_user_attr(MADE_WITH, made_with(root)))
+        patiently(lambda: study.set_metric_names([goal.name for goal in task.goals]))  # for Optuna's own pages
     first = as_suggested(task.knobs, {knob.key: value_at(values, knob.key) for knob in task.knobs})
     patiently(lambda: add_slots(study, request.trials, first=first))
     watch = _Watch(root, study, trials=request.trials)
