@@ -51,6 +51,7 @@ def connect() -> Any:
     assert where is not None
     try:
         import ray
+        from ray.exceptions import RayError
     except ImportError as error:
         raise StageError(
             found=f"{VARIABLE}={where}, and Ray is not installed ({error})",
@@ -68,7 +69,7 @@ def connect() -> Any:
     try:
         ray.init(**how, runtime_env={"env_vars": environment()})
     # AuthenticationError: the cluster asks for a token that this user does not have.
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, RayError) as error:
         raise _nothing_at(where, error) from error
     return ray
 
