@@ -38,7 +38,13 @@ def url(tmp_path: Path) -> str:
 
 @pytest.fixture
 def study(url: str) -> optuna.Study:
-    return create_study(open_storage(url, heartbeat=1, grace=1), "one", DEFINITION, directions=["maximize"])[0]
+    return create_study(open_storage(url), "one", DEFINITION, directions=["maximize"])[0]
+
+
+@pytest.fixture
+def mortal_study(url: str) -> optuna.Study:
+    """The same, in which a trial that is silent for seconds counts as dead: longer than a busy machine takes to look."""
+    return create_study(open_storage(url, heartbeat=1, grace=4), "one", DEFINITION, directions=["maximize"])[0]
 
 
 def in_state(study: optuna.Study, *states: TrialState) -> list[int]:
@@ -116,13 +122,14 @@ def test_no_two_processes_get_the_same_trial(study, url):
         assert sorted(found) == list(range(12))
 
 
-def test_a_trial_whose_worker_died_is_queued_again_with_its_values(study):
+def test_a_trial_whose_worker_died_is_queued_again_with_its_values(mortal_study):
+    study = mortal_study
     add_slots(study, 1, first=None)
     trial = taken(study)
     value = trial.suggest_float("a", 0, 2)
     trial.report(0.5, 20)
     assert claim(study) is None
-    time.sleep(2.5)  # its heart has stopped
+    time.sleep(5.5)  # its heart has stopped
     second = taken(study)
     assert second.user_attrs["slot"] == 0
     assert second.suggest_float("a", 0, 2) == value
@@ -132,11 +139,12 @@ def test_a_trial_whose_worker_died_is_queued_again_with_its_values(study):
     assert len(study.trials) == 2
 
 
-def test_a_trial_whose_heart_beats_is_left_alone(study):
+def test_a_trial_whose_heart_beats_is_left_alone(mortal_study):
+    study = mortal_study
     add_slots(study, 1, first=None)
     trial = taken(study)
     with heartbeats(study, trial):
-        time.sleep(3.5)
+        time.sleep(6)
         assert claim(study) is None
     study.tell(trial, 1.0)
 
