@@ -47,10 +47,13 @@ SLOW_PAGES = {
     *("docs/own-data.md", "docs/lseg.md", "docs/tcl.md", "docs/stego.md"),
     *("docs/prefect.md", "docs/sweeps.md", "docs/cluster.md"),
 }
+# Pages whose blocks need a server: tests/serving/test_page.py runs them against one.
+SERVED_PAGES = {"docs/serving.md"}
 LANGUAGES = ("sh", "console", "python", "yaml")
 # A page may hold a whole repro; on a busy machine that takes its time.
 pytestmark = pytest.mark.timeout(1200)
 
+_FOR_EACH_DATABASE = "for name in mlflow mlflow_auth prefect sweeps; do docker compose exec -T postgres"
 # Command -> (what runs instead, why). An empty string runs nothing.
 INSTEAD = {
     "source .venv/bin/activate": ("", "the tools of this Python are on PATH already"),
@@ -72,7 +75,7 @@ INSTEAD = {
     "prefect deployment run sweep/tcl --param trials=50": ("", "needs a Prefect server"),
     **{
         f"pip install -c constraints.txt -e '.[{extra}]'": ("", "the extras are there")
-        for extra in ("sweeps", "ray,sweeps")
+        for extra in ("sweeps", "ray,sweeps", "team")
     },
     **dict.fromkeys(
         (
@@ -101,6 +104,73 @@ INSTEAD = {
         ),
         ("", "needs machines, a database or a bucket of one's own; tests/journeys have Ray's local cluster"),
     ),
+    # docs/team.md
+    **dict.fromkeys(
+        (
+            "docker compose up --detach --build",
+            "docker compose ps",
+            "docker compose stop mlflow",
+            "docker compose stop mlflow prefect optuna-dashboard",
+            "docker compose build",
+            "docker compose up --detach",
+        ),
+        ("", "no Docker in tests; tests/journeys/test_team.py starts and stops the same processes"),
+    ),
+    **dict.fromkeys(
+        (
+            f"{_FOR_EACH_DATABASE} pg_dump --username=postgres --format=custom $name > backup/$name.dump; done",
+            f"{_FOR_EACH_DATABASE} dropdb --username=postgres --if-exists --force $name; done",
+            f"{_FOR_EACH_DATABASE} pg_restore --username=postgres --exit-on-error --dbname=$name"
+            " < backup/$name.dump; done",
+            "docker compose run --rm databases",
+            "docker compose run --rm mlflow mlflow db upgrade postgresql:///mlflow",
+            "docker compose run --rm mlflow python -m mlflow.server.auth db upgrade --url postgresql:///mlflow_auth",
+            *(
+                "docker compose run --rm --user $(id -u) --volume ./backup:/backup"
+                f" bucket python /team/bucket.py {what} /backup/objects"
+                for what in ("save", "load")
+            ),
+        ),
+        ("", "no Docker in tests; tests/journeys/test_team.py reads these lines and runs them on its own servers"),
+    ),
+    **dict.fromkeys(
+        (
+            "python team/users.py add anna",
+            "python team/users.py add guest --reader",
+            "export MLFLOW_TRACKING_URI=http://127.0.0.1:5000",
+            "export LEXISEG_STORAGE=postgresql://sweeps@127.0.0.1:5432/sweeps",
+            "lexiseg sweep tcl --space weights --trials 20 --study wide",
+            "dvc push --remote team data/camvid",
+        ),
+        ("", "needs a team's servers; tests/journeys/test_team.py has them, users, a study and a push"),
+    ),
+    **dict.fromkeys(
+        (
+            "read -rs MLFLOW_TRACKING_PASSWORD && export MLFLOW_TRACKING_PASSWORD",
+            "read -rs PREFECT_API_AUTH_STRING && export PREFECT_API_AUTH_STRING",
+            "read -rs PGPASSWORD && export PGPASSWORD",
+            "read -rs AWS_ACCESS_KEY_ID && read -rs AWS_SECRET_ACCESS_KEY"
+            " && export AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY",
+        ),
+        ("", "asks for what a person types"),
+    ),
+    **dict.fromkeys(
+        (
+            "sudo --preserve-env=MLFLOW_DB_PASSWORD,PREFECT_DB_PASSWORD,SWEEPS_DB_PASSWORD"
+            " -u postgres psql < team/databases.sql",
+            "mlflow server --app-name=basic-auth --backend-store-uri=postgresql:///mlflow"
+            " --artifacts-destination=/srv/lexiseg/artifacts --host=127.0.0.1 --port=5000 --workers=1"
+            " --allowed-hosts=localhost:5000,127.0.0.1:5000 --cors-allowed-origins=http://localhost:5000",
+            "prefect server start --host=127.0.0.1 --port=4200",
+            "optuna studies --storage=postgresql:///sweeps",
+            "optuna-dashboard --host=127.0.0.1 --port=8080 postgresql:///sweeps",
+        ),
+        (
+            "",
+            "needs PostgreSQL, and serves until it is stopped; tests/test_compose.py sees that these are the commands"
+            " of compose.yaml, which tests/journeys/test_team.py starts",
+        ),
+    ),
     "optuna-dashboard sqlite:///.lexiseg/sweeps.db": (
         "optuna studies --storage sqlite:///.lexiseg/sweeps.db",
         "serves until it is stopped; tests/journeys/test_sweep.py starts it and asks for the studies",
@@ -120,6 +190,10 @@ INSTEAD = {
     "lexiseg sweep work tcl-inference": (
         "lexiseg sweep work tcl-inference || lexiseg sweep show",
         "there is no study in the tree of the help texts; `lexiseg sweep METHOD` starts it",
+    ),
+    "lexiseg serve lseg@challenger --port 8080": (
+        "",
+        "serves until it is stopped; tests/serving/test_server.py starts it and asks",
     ),
     "export PREFECT_API_URL=http://127.0.0.1:4200/api": ("", "no server is there, and flows would wait for it"),
     "lexiseg doctor": ("lexiseg doctor || test $? = 1", "finding fault with this machine is its job"),
@@ -260,7 +334,12 @@ def stage_set(micro_tree: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "page", [pytest.param(page, marks=[pytest.mark.slow] if page in SLOW_PAGES else []) for page in PAGES]
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.slow] if page in SLOW_PAGES else [])
+        for page in PAGES
+        if page not in SERVED_PAGES
+    ],
 )
 def test_the_commands_of_a_page_run(page, stage_set):
     for block in blocks_of((SOURCE / page).read_text(encoding="utf-8")):

@@ -14,10 +14,15 @@ import pytest
 
 
 class Postgres:
-    """A server in a temporary folder; `url` is SQLAlchemy's address of its database."""
+    """A server in a temporary folder; `url` is SQLAlchemy's address of its database.
 
-    def __init__(self) -> None:
-        self._programs = _programs()
+    Args:
+        superuser: the role that owns it.
+        password: what it asks everybody for; without one it lets everybody in.
+    """
+
+    def __init__(self, *, superuser: str = "lexiseg", password: str | None = None) -> None:
+        self.programs = _programs()
         # PostgreSQL refuses to run as root, and pytest's folders are closed to others.
         self._user = "postgres" if os.getuid() == 0 else None
         self.folder = Path(tempfile.mkdtemp(prefix="lexiseg-postgres-", dir="/tmp"))
@@ -26,12 +31,16 @@ class Postgres:
             os.chown(self.folder, owner.pw_uid, owner.pw_gid)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        self.url = f"postgresql://lexiseg@127.0.0.1:{port}/postgres"
-        self._run("initdb", "--no-sync", "--auth=trust", "--username=lexiseg", "--encoding=UTF8", "--locale=C")
+            self.port = probe.getsockname()[1]
+        self.url = f"postgresql://{superuser}@127.0.0.1:{self.port}/postgres"
+        secret = self.folder / "password"
+        secret.write_text(password or "", encoding="utf-8")
+        asked = ["--auth=scram-sha-256", f"--pwfile={secret}"] if password else ["--auth=trust"]
+        self._run("initdb", "--no-sync", *asked, f"--username={superuser}", "--encoding=UTF8", "--locale=C")
         settings = self.folder / "data" / "postgresql.auto.conf"
         settings.write_text(
-            f"port = {port}\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = '{self.folder}'\nfsync = off\n"
+            f"port = {self.port}\nlisten_addresses = '127.0.0.1'\n"
+            f"unix_socket_directories = '{self.folder}'\nfsync = off\n"
         )
         self.start()
 
@@ -49,7 +58,7 @@ class Postgres:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _run(self, program: str, *arguments: str, check: bool = True) -> None:
-        command = [str(self._programs / program), f"--pgdata={self.folder / 'data'}", *arguments]
+        command = [str(self.programs / program), f"--pgdata={self.folder / 'data'}", *arguments]
         with (self.folder / "commands").open("ab") as log:  # a pipe would stay open in the server
             done = subprocess.run(
                 command, user=self._user, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log

@@ -3,6 +3,7 @@ import time
 from pathlib import Path
 
 import pytest
+import requests
 from mlflow.exceptions import MlflowException
 
 from lexiseg.errors import TrackingError
@@ -36,6 +37,10 @@ def test_an_experiment_of_a_copy_uses_the_store_of_the_main_checkout(tree):
         (OSError(28, "No space left on device"), "room for", "lexiseg clean"),
         (FileNotFoundError(2, "No such file or directory"), "stay in place", "let the running `dvc repro` end"),
         (MlflowException("failed with error code 401 != 200"), "lets in", "MLFLOW_TRACKING_USERNAME"),
+        (MlflowException("error code 403 != 200. Response body: 'Permission denied'"), "may do this", "(EDIT)"),
+        (requests.HTTPError("403 Client Error: Forbidden. Response text: Permission denied"), "may do", "(EDIT)"),
+        (MlflowException("error code 403: Invalid Host header - possible DNS"), "listens to", "--allowed-hosts"),
+        (PermissionError(13, "Permission denied"), "you may write", "right to write"),
         (MlflowException("something else"), "answers", "start the server"),
     ],
 )

@@ -32,6 +32,25 @@ _SAFE = "results are safe in outputs/; "
 _REBUILD = f"delete .lexiseg/{DATABASE} and .lexiseg/{ARTIFACTS}, then `lexiseg sync` writes them anew from outputs/"
 # What the message says -> what would be right, and what to do.
 _CAUSES: tuple[tuple[tuple[str, ...], str, str], ...] = (
+    # What a server says comes before what a file system says: both have "permission denied".
+    (
+        ("invalid host header",),
+        "a name that the server listens to",
+        "use the name it was started with in MLFLOW_TRACKING_URI, or have yours added to its --allowed-hosts; "
+        "then `lexiseg sync`",
+    ),
+    (
+        ("error code 401", "unauthorized", "not authenticated"),
+        "a user that the server lets in",
+        "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or the token) as the server's administrator gave "
+        "them to you, then `lexiseg sync`",
+    ),
+    (
+        ("error code 403", "forbidden", "permission_denied"),
+        "a user who may do this",
+        "have the server's administrator let your user write into this experiment or model (EDIT), or set "
+        "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to a user who may; then `lexiseg sync`",
+    ),
     (
         ("database is locked", "database table is locked"),
         "a database that no other program is writing",
@@ -61,11 +80,6 @@ _CAUSES: tuple[tuple[tuple[str, ...], str, str], ...] = (
         ("disk is full", "no space left"),
         "room for the database and its artifacts",
         "make room (`lexiseg clean` frees finished work folders), then `lexiseg sync`",
-    ),
-    (
-        ("error code 401", "error code 403", "unauthorized", "forbidden", "permission_denied"),
-        "a user that the server lets in",
-        "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or the token), then `lexiseg sync`",
     ),
 )
 _OTHERWISE = (
