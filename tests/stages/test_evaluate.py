@@ -7,6 +7,7 @@ from helpers.micro import settings as data_settings
 from PIL import Image
 
 from lexiseg.errors import DataError
+from lexiseg.evaluation.image_counts import read_image_counts
 from lexiseg.evaluation.predictions import PredictionWriter
 from lexiseg.evaluation.protocol import ProtocolError
 from lexiseg.evaluation.settings import EvaluateSettings
@@ -64,6 +65,7 @@ def test_writes_metrics_tables_and_pictures(inputs, tmp_path):
         "pictures/test_1.png",
         "pictures/test_overview.png",
         "tables/test_confusions.csv",
+        "tables/test_images.parquet",
         "tables/test_per_class.csv",
     ]
     result = read_json(out / "metrics.json")
@@ -78,6 +80,10 @@ def test_writes_metrics_tables_and_pictures(inputs, tmp_path):
     rows = list(csv.DictReader((out / "tables/test_per_class.csv").open()))
     assert [row["class"] for row in rows] == list(NAMES)
     assert float(rows[0]["iou"]) == 0.875
+    counts = read_image_counts(out / "tables/test_images.parquet", NAMES)
+    assert counts.ids == ("0", "1", "2", "3")
+    assert counts.intersection.tolist() == [[448, 448, 0]] * 4
+    assert counts.union.tolist() == [[512, 448, 64]] * 4
     mistakes = list(csv.DictReader((out / "tables/test_confusions.csv").open()))
     assert mistakes == [{"true": "star", "predicted": "sky", "pixels": "256", "share": "1.0"}]
 

@@ -13,6 +13,8 @@ from helpers.micro import settings as data_settings
 from lexiseg.errors import DataError
 from lexiseg.evaluation import clusters
 from lexiseg.evaluation.cluster_scores import map_names, pack
+from lexiseg.evaluation.image_counts import read_image_counts
+from lexiseg.evaluation.metrics import mean_over
 from lexiseg.evaluation.predictions import PredictionWriter
 from lexiseg.evaluation.protocol import ProtocolError
 from lexiseg.evaluation.settings import EvaluateSettings
@@ -83,7 +85,9 @@ def test_writes_metrics_tables_and_pictures(inputs, tmp_path):
     assert sorted(hash_tree(tmp_path / "out")) == [
         "metrics.json",
         *(f"pictures/test_{name}.png" for name in ("0", "1", "overview")),
-        *(f"tables/test_{name}.csv" for name in ("cluster_classes", "clusters", "confusions", "per_class")),
+        *(f"tables/test_{name}.csv" for name in ("cluster_classes", "clusters", "confusions")),
+        "tables/test_images.parquet",
+        "tables/test_per_class.csv",
     ]
     assert result["clusters"] == {
         "matched_on": "test",
@@ -101,6 +105,10 @@ def test_writes_metrics_tables_and_pictures(inputs, tmp_path):
     assert table(tmp_path / "out/tables/test_confusions.csv") == [
         {"true": "sky", "predicted": "(no class)", "pixels": "64", "share": str(64 / (54 * 32))}
     ]
+    # What has no class is in the truth of its picture alone.
+    counts = read_image_counts(tmp_path / "out/tables/test_images.parquet", ("sky", "grass"))
+    assert counts.true.sum() - counts.predicted.sum() == 64
+    assert mean_over((counts.intersection.sum(0) / counts.union.sum(0)), absent_class="exclude") == metrics["miou"]
     # To clusters no class was labelled in training.
     assert "miou_seen" not in metrics
     assert list(table(tmp_path / "out/tables/test_per_class.csv")[0])[:3] == ["class", "thing", "iou"]

@@ -179,7 +179,7 @@ def _named(
     for position, squeezed in tqdm(maps, desc=f"evaluate {source.split}", mininterval=1, unit="image"):
         image, truth = source.view(position)
         truth, prediction = classes.of(truth), table[squeezed.array]
-        counter.add(truth, prediction)
+        counter.add(source.data.ids[position], truth, prediction)
         if position in wanted:
             shown = np.where(prediction == len(classes.names), IGNORE_LABEL, prediction)
             examples.append(Example(id=source.data.ids[position], image=image, truth=truth, prediction=shown))

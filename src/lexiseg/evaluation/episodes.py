@@ -19,10 +19,13 @@ from lexiseg.data.dataset import PreparedSplit
 from lexiseg.data.episodes import LABELS, OTHERS, episode_id, read_episodes, resize_ids, resize_picture
 from lexiseg.errors import DataError
 from lexiseg.evaluation.evaluate import Example, Refine, SplitResult, spread
+from lexiseg.evaluation.image_counts import ImageCounter
 from lexiseg.evaluation.metrics import AbsentClass, mean_over
 from lexiseg.evaluation.predictions import read_predictions
 from lexiseg.evaluation.protocol import ProtocolCard
 from lexiseg.segmentation import IGNORE_LABEL, upsample_argmax
+
+_COUNTED = ("intersection", "true", "predicted")
 
 
 class EpisodeMeter:
@@ -50,7 +53,7 @@ class EpisodeMeter:
         self.intersection = np.zeros((len(self.classes), 2), np.int64)
         self.union = np.zeros((len(self.classes), 2), np.int64)
 
-    def update(self, prediction: Any, truth: Any, ignore: Any, name: str, *, times: int = 1) -> None:
+    def update(self, prediction: Any, truth: Any, ignore: Any, name: str, *, times: int = 1) -> tuple[int, int, int]:
         """Add an episode.
 
         Args:
@@ -59,6 +62,9 @@ class EpisodeMeter:
             ignore: (H, W), true where a pixel counts nowhere; or None.
             name: the class that was asked for.
             times: how often the episode counts.
+
+        Returns:
+            Pixels of the class, times `times`: where prediction and truth agree, of the truth, and of the prediction.
 
         Raises:
             DataError: the shapes differ, or the class is not in the meter.
@@ -78,6 +84,7 @@ class EpisodeMeter:
         self.intersection[position] += times * np.array([pixels - one, both])
         self.union[position] += times * np.array([pixels - both, one])
         self.episodes[position] += times
+        return times * both, times * int(should_be.sum()), times * int(is_class.sum())
 
     @property
     def iou(self) -> np.ndarray:
@@ -138,7 +145,7 @@ def evaluate_episodes(
             allowed=f"predictions of episodes, with the labels {', '.join(LABELS)}",
             fix=again,
         )
-    meter, examples = EpisodeMeter(asked.classes), []
+    meter, by_image, examples = EpisodeMeter(asked.classes), ImageCounter(asked.classes), []
     positions = {id: position for position, id in enumerate(data.ids)}
     wanted = spread(len(waiting), pictures)
     bar = tqdm(scored, desc=f"evaluate {split}", total=len(waiting), mininterval=1, unit="episode")
@@ -160,7 +167,9 @@ def evaluate_episodes(
             torch.from_numpy(scores)[None], height=size[0], width=size[1], align_corners=protocol.align_corners
         )
         found = best[0].numpy()
-        meter.update(found, is_class, ignored, name, times=times[pair])
+        counted = meter.update(found, is_class, ignored, name, times=times[pair])
+        of_class = np.arange(len(asked.classes)) == asked.classes.index(name)
+        by_image.add(id, **{key: n * of_class for key, n in zip(_COUNTED, counted, strict=True)})
         if number in wanted:
             label = 1 + asked.classes.index(name)
             examples.append(
@@ -195,4 +204,5 @@ def evaluate_episodes(
         confusions=[],
         examples=examples,
         images=len(times),
+        by_image=by_image.result(),
     )

@@ -15,6 +15,7 @@ from lexiseg.data.dataset import PreparedSplit
 from lexiseg.errors import DataError
 from lexiseg.evaluation.boundary import BoundaryScore
 from lexiseg.evaluation.coarse import ClassSet, evaluated_classes
+from lexiseg.evaluation.image_counts import ImageCounter, ImageCounts
 from lexiseg.evaluation.metrics import AbsentClass, ConfusionMatrix
 from lexiseg.evaluation.predictions import read_predictions
 from lexiseg.evaluation.protocol import ProtocolCard
@@ -74,6 +75,7 @@ class SplitResult:
         confusions: rows of true, predicted, pixels, share; most pixels first.
         examples: a few pictures, spread evenly over the split.
         images: number of labelled images that were counted; without labels, of all.
+        by_image: what was counted in each of them; None without labels.
         clusters: of methods of clusters; None for the others.
     """
 
@@ -83,6 +85,7 @@ class SplitResult:
     confusions: list[dict[str, Any]]
     examples: list[Example]
     images: int
+    by_image: ImageCounts | None = None
     clusters: ClusterTables | None = None
 
 
@@ -130,9 +133,9 @@ def evaluate_split(
         maps = _label_maps(batch, protocol, classes.names, overlapping=overlapping)
         for sample, prediction in zip(batch, maps, strict=True):
             truth = classes.of(sample.truth)
-            counter.add(truth, prediction)
+            id = data.ids[sample.position]
+            counter.add(id, truth, prediction)
             if sample.position in wanted:
-                id = data.ids[sample.position]
                 examples.append(Example(id=id, image=sample.image, truth=truth, prediction=prediction))
     check_complete(data, done, split)
     if not counter.images:
@@ -166,11 +169,14 @@ class SplitCounter:
         self._seen = None if protocol.of_clusters else classes.seen
         self._absent: AbsentClass = protocol.absent_class
         self._confusion = ConfusionMatrix(classes.names, unnamed=unnamed)
+        self._by_image = ImageCounter(classes.names)
         self._boundary = BoundaryScore(classes.names, tolerance=protocol.boundary_tolerance or 0.0)
 
-    def add(self, truth: np.ndarray, prediction: np.ndarray) -> None:
+    def add(self, id: str, truth: np.ndarray, prediction: np.ndarray) -> None:
         """Count one image: (H, W) integers 0..C-1; -100 in the truth is ignored, C in the prediction is no class."""
-        self._confusion.update(truth=truth, prediction=prediction)
+        counted = self._confusion.update(truth=truth, prediction=prediction)
+        predicted = counted.sum(axis=0)[: len(self._classes.names)]  # beyond them, what has no class
+        self._by_image.add(id, intersection=counted.diagonal(), true=counted.sum(axis=1), predicted=predicted)
         self._boundary.update(truth=truth, prediction=prediction)
         self.images += 1
 
@@ -199,6 +205,7 @@ class SplitCounter:
             confusions=confusion.confusions(),
             examples=examples,
             images=self.images,
+            by_image=self._by_image.result(),
         )
 
 

@@ -36,12 +36,15 @@ class ConfusionMatrix:
         self._columns = (*self.classes, NO_NAME) if unnamed else self.classes
         self.counts = np.zeros((len(self.classes), len(self._columns)), dtype=np.int64)
 
-    def update(self, *, truth: torch.Tensor | np.ndarray, prediction: torch.Tensor | np.ndarray) -> None:
+    def update(self, *, truth: torch.Tensor | np.ndarray, prediction: torch.Tensor | np.ndarray) -> np.ndarray:
         """Add pixels.
 
         Args:
             truth: integers of any shape, 0..C-1, or -100 for pixels to leave out.
             prediction: integers of the same shape, 0..C-1, with `unnamed` also C; anything where truth is -100.
+
+        Returns:
+            What was added to `counts`, in its shape.
 
         Raises:
             DataError: the shapes differ, or a value is outside the classes.
@@ -55,7 +58,7 @@ class ConfusionMatrix:
             )
         left_out = true == IGNORE_LABEL
         if left_out.all():
-            return
+            return np.zeros_like(self.counts)
         self._check(true, predicted, left_out)
         size = len(self._columns)
         # Taking pixels out by a mask costs more than the counting: they are counted as one pair and taken off again.
@@ -64,7 +67,9 @@ class ConfusionMatrix:
         np.copyto(pairs, 0, where=left_out)
         counted = np.bincount(pairs.ravel(), minlength=self.counts.size)
         counted[0] -= np.count_nonzero(left_out)
-        self.counts += counted.reshape(self.counts.shape)
+        added = counted.reshape(self.counts.shape)
+        self.counts += added
+        return added
 
     def _check(self, true: np.ndarray, predicted: np.ndarray, left_out: np.ndarray) -> None:
         size, columns = len(self.classes), len(self._columns)

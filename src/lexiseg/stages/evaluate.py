@@ -5,6 +5,7 @@ metrics.json                        {"method", "protocol": {name, hash, card}, "
                                     (null: none) and the split whose labels say so, both null without labels; all
                                     classes
 tables/<split>_per_class.csv        a row per class, of clusters without the column `seen`
+tables/<split>_images.parquet       pixels by picture (or episode) and class (`lexiseg.evaluation.image_counts`)
 tables/<split>_confusions.csv       the most frequent mistakes (not of episodes, where classes do not compete)
 tables/<split>_clusters.csv         a row per cluster
 tables/<split>_cluster_classes.csv  labelled pixels by cluster (rows) and class
@@ -26,6 +27,7 @@ from lexiseg.evaluation.clusters import count_clusters, evaluate_clusters
 from lexiseg.evaluation.coarse import evaluated_classes
 from lexiseg.evaluation.episodes import evaluate_episodes
 from lexiseg.evaluation.evaluate import SplitResult, evaluate_split
+from lexiseg.evaluation.image_counts import write_image_counts
 from lexiseg.evaluation.protocol import EVALUATED, Matching, ProtocolCard, load_protocol
 from lexiseg.evaluation.sheets import example_picture, overview_picture
 from lexiseg.methods import METHODS, resolve
@@ -156,6 +158,8 @@ def _write_tables(folder: Path, split: str, result: SplitResult, protocol: Proto
     if protocol.labelled:
         columns = PER_CLUSTERED_CLASS if protocol.of_clusters else PER_CLASS
         write_rows("per_class", PER_EPISODE_CLASS if protocol.episodes else columns, result.per_class)
+    if result.by_image is not None:
+        write_image_counts(folder / f"{split}_images.parquet", result.by_image)
     if protocol.labelled and not protocol.episodes:
         write_rows("confusions", CONFUSIONS, result.confusions)
     if result.clusters is not None:
