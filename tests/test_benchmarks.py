@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.tiny import open_clip_model
+from helpers.working_tree import run
 
 from benchmarks import (
     crf,
@@ -27,6 +28,7 @@ from benchmarks import (
     pamr,
     pipeline,
     plain,
+    serving,
     stego_loss,
     tcl_training,
 )
@@ -315,6 +317,34 @@ def test_pipeline(tmp_path, capsys, monkeypatch):
     assert path.name.startswith("pipeline-")
     assert result["rows"] == [{"stage": "prepare", "seconds": 2.0, "memory_bytes": 10}]
     assert "2.0 s" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_serving(tmp_path, micro_tree):
+    run(micro_tree, "lexiseg", "sync")
+    options = ["--clients", "2", "--requests", "2", "--repeats", "1", "--threads", "1", "--root", str(micro_tree)]
+    serving.main([*options, "--out", str(tmp_path / "out")])
+    path, result = only_result(tmp_path / "out")
+    assert path.name.startswith("serving-")
+    assert result["made_with"]["versions"]["mlflow"] == version("mlflow")
+    assert "root" not in result["settings"]
+    (row,) = result["rows"]
+    assert (row["clients"], row["requests"]) == (2, 4)
+    assert set(row["requests_seen"]) == set(row["per_second"]) == set(row["seconds"])
+    ours = row["requests_seen"]["lexiseg"]
+    assert 0 < ours["latency_ms"]["p50"] <= ours["latency_ms"]["p99"]
+    assert ours["phases_ms"]["vision"]["p50"] > 0
+    assert row["requests_seen"]["mlflow"]["phases_ms"] == {}
+
+
+def test_servers_that_answer_differently(monkeypatch):
+    def answer(label_map):
+        row = {"label_map": label_map, "legend": "[]", "segments": '[{"area": 1.0, "score": null}]'}
+        return SimpleNamespace(ask=lambda _: SimpleNamespace(json=lambda: {"predictions": [row]}))
+
+    serving.check_answers({"lexiseg": answer("a"), "mlflow": answer("a")})  # type: ignore[dict-item]
+    with pytest.raises(AssertionError, match="mlflow answers otherwise than lexiseg"):
+        serving.check_answers({"lexiseg": answer("a"), "mlflow": answer("b")})  # type: ignore[dict-item]
 
 
 def test_the_page_has_the_commands():

@@ -26,6 +26,7 @@ PLUMBING = {
     "lexiseg.device": "picks one of the machine's devices; like the processor, it is in no fingerprint",
     "lexiseg.errors": "the form of messages",
     "lexiseg.methods": "the registry; what it refers to is followed below",
+    "lexiseg.phases": "notes how long parts of a prediction take",
     "lexiseg.settings": "the values themselves are parameters of the stage",
     "lexiseg.cluster": "where a stage runs is no part of what it computes; tests compare results with Ray and without",
     "lexiseg.ranks": "starts the processes of a training and divides its batches; tests compare them with one process",

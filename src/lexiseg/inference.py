@@ -13,6 +13,7 @@ from tqdm import tqdm
 from lexiseg.data.adapters.files import picture_pixels, pixel_limit, read_picture
 from lexiseg.errors import DataError, LabelError, ModelError
 from lexiseg.methods import METHODS, load_refiner, load_scorer
+from lexiseg.phases import phase
 from lexiseg.pictures import MOST_PANELS, mask_sheet, overlay
 from lexiseg.segmentation import ImageLike, NamedLabels, Segmentation, check_labels
 from lexiseg.storage import atomic_path, read_json, write_json
@@ -59,22 +60,27 @@ class Model:
                 that are the same to it.
             DataError: the picture cannot be read, or is no uint8 RGB array.
         """
-        names = self.check_labels(labels)
-        pixels = _as_array(image)
+        with phase("text"):
+            names = self.check_labels(labels)
+        with phase("decode"):
+            pixels = _as_array(image)
         if self._clusters:
-            label_map, scores = self._scorer.segment(pixels, names, refine=self._refine)
+            with phase("head"):
+                label_map, scores = self._scorer.segment(pixels, names, refine=self._refine)
             return Segmentation(labels=names, label_map=label_map, scores=scores, protocol=protocol)
-        scores = self._scorer.scores([pixels], names)[0]
-        if self._refine is not None:
-            scores = self._refine(scores, pixels)
-        return Segmentation.from_scores(
-            labels=names,
-            scores=scores,
-            height=pixels.shape[0],
-            width=pixels.shape[1],
-            protocol=protocol,
-            overlapping=self._overlapping,
-        )
+        with phase("vision"):
+            scores = self._scorer.scores([pixels], names)[0]
+        with phase("head"):
+            if self._refine is not None:
+                scores = self._refine(scores, pixels)
+            return Segmentation.from_scores(
+                labels=names,
+                scores=scores,
+                height=pixels.shape[0],
+                width=pixels.shape[1],
+                protocol=protocol,
+                overlapping=self._overlapping,
+            )
 
     def check_labels(self, labels: Sequence[str] | NamedLabels | None = None) -> tuple[str, ...]:
         """The labels as a tuple, if this model can tell them apart; None: its own.
@@ -119,7 +125,8 @@ class Model:
         """For each label with any: the words the text encoder has never seen (where it can know)."""
         if self._scorer.text is None:
             return {}
-        found = {label: self._scorer.text.unknown_words(label) for label in labels}
+        with phase("text"):
+            found = {label: self._scorer.text.unknown_words(label) for label in labels}
         return {label: words for label, words in found.items() if words}
 
 

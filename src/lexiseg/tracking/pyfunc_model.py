@@ -12,6 +12,7 @@ import binascii
 import io
 import json
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from PIL import Image
 IMAGE, LABELS = "image_b64", "labels"
 LABEL_MAP, LEGEND, SEGMENTS = COLUMNS = ("label_map", "legend", "segments")
 FOLDER = "model"
+# Servers predict in several threads, and the limit of pixels is PIL's own, of the whole process.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 class SegmentationModel(mlflow.pyfunc.PythonModel):
@@ -48,31 +51,41 @@ class SegmentationModel(mlflow.pyfunc.PythonModel):
         return pd.DataFrame(rows, columns=list(COLUMNS))
 
     def _row(self, content: Any, row: int, labels: list[str]) -> dict[str, str]:
-        from lexiseg.pictures import palette
+        from lexiseg.phases import phase
         from lexiseg.segmentation import check_labels
 
         names = check_labels(labels)
-        result = self._model.segment(_picture(content, row), names)
+        with phase("decode"):
+            picture = _picture(content, row)
+        result = self._model.segment(picture, names)
         unknown = self._model.unknown_words(names)
-        colours = palette(names)
-        legend = [
-            {"value": value, "label": name, "colour": "#{:02x}{:02x}{:02x}".format(*colours[value])}
-            for value, name in enumerate(names)
-        ]
-        segments = [
-            {
-                "label": name,
-                "area": round(result.area(name), 6),
-                "score": None if (score := result.mean_score(name)) is None else round(score, 6),
-                "unknown_words": unknown.get(name, []),
-            }
-            for name in names
-        ]
-        return {
-            LABEL_MAP: base64.b64encode(_png(result.label_map, colours)).decode(),
-            LEGEND: json.dumps(legend, ensure_ascii=False),
-            SEGMENTS: json.dumps(segments, ensure_ascii=False),
+        with phase("write"):
+            return _answer(result, unknown)
+
+
+def _answer(result: Any, unknown: dict[str, list[str]]) -> dict[str, str]:
+    """A row of the answer: `result` is a `lexiseg.segmentation.Segmentation`, `unknown` its words never seen."""
+    from lexiseg.pictures import palette
+
+    names, colours = result.labels, palette(result.labels)
+    legend = [
+        {"value": value, "label": name, "colour": "#{:02x}{:02x}{:02x}".format(*colours[value])}
+        for value, name in enumerate(names)
+    ]
+    segments = [
+        {
+            "label": name,
+            "area": round(result.area(name), 6),
+            "score": None if (score := result.mean_score(name)) is None else round(score, 6),
+            "unknown_words": unknown.get(name, []),
         }
+        for name in names
+    ]
+    return {
+        LABEL_MAP: base64.b64encode(_png(result.label_map, colours)).decode(),
+        LEGEND: json.dumps(legend, ensure_ascii=False),
+        SEGMENTS: json.dumps(segments, ensure_ascii=False),
+    }
 
 
 def _picture(content: Any, row: int) -> np.ndarray:
@@ -90,7 +103,7 @@ def _picture(content: Any, row: int) -> np.ndarray:
             allowed="the bytes of a PNG or JPEG file as base64 text",
             fix="send base64.b64encode(Path('photo.jpg').read_bytes()).decode()",
         ) from error
-    with tempfile.TemporaryDirectory() as folder, pixel_limit(MAX_PIXELS):
+    with tempfile.TemporaryDirectory() as folder, _ONE_AT_A_TIME, pixel_limit(MAX_PIXELS):
         file = Path(folder) / "picture"
         file.write_bytes(decoded)
         image = read_picture(file, file=name).image

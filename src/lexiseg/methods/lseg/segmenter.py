@@ -19,6 +19,7 @@ from lexiseg.methods.lseg.build import load_model
 from lexiseg.methods.lseg.correlation import correlate
 from lexiseg.methods.lseg.model import LSeg
 from lexiseg.methods.lseg.settings import PredictSettings
+from lexiseg.phases import phase
 from lexiseg.settings import parse
 
 
@@ -80,15 +81,22 @@ class LSegSegmenter:
         """
         if len({image.shape for image in images}) > 1:
             return [self.scores([image], labels)[0] for image in images]
-        return list(self._logits(np.stack(images), self.text.embed(labels)).float().cpu().numpy())
+        with phase("text"):
+            vectors = self.text.embed(labels)
+        return list(self._logits(np.stack(images), vectors).float().cpu().numpy())
 
     def _logits(self, images: np.ndarray, vectors: Tensor) -> Tensor:
         """Logits (B, N, h, w), on the network's device, of uint8 RGB (B, H, W, 3)."""
-        vectors = vectors.to(self.device)
-        pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float() / 255
-        if self._options.in_one_pass:
-            return self.model.score(self.model.embed((self._sized(pixels) - self._mean) / self._std), vectors)
-        return torch.cat([self._summed((one - self._mean) / self._std, vectors) for one in pixels.split(1)])
+        in_one_pass = self._options.in_one_pass
+        with phase("preprocess"):
+            vectors = vectors.to(self.device)
+            pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float() / 255
+            pixels = ((self._sized(pixels) if in_one_pass else pixels) - self._mean) / self._std
+        if not in_one_pass:
+            return torch.cat([self._summed(one, vectors) for one in pixels.split(1)])
+        embedded = self.model.embed(pixels)
+        with phase("head"):
+            return self.model.score(embedded, vectors)
 
     def _sized(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, H, W) at the size of the network's input."""

@@ -20,6 +20,7 @@ from lexiseg.methods.stego.features import grid_size, to_grid
 from lexiseg.methods.stego.model import Stego
 from lexiseg.methods.stego.naming import name_clusters
 from lexiseg.methods.stego.settings import PredictSettings
+from lexiseg.phases import phase
 from lexiseg.segmentation import upsample_argmax
 from lexiseg.settings import parse
 from lexiseg.storage import load_tensors
@@ -116,11 +117,13 @@ class StegoSegmenter:
         """
         options = self.options
         size = grid_size(*self._size(*images.shape[1:3]), self.trunk.multiple)
-        pixels = to_grid(torch.from_numpy(images).permute(0, 3, 1, 2), size).to(self.device)
-        codes = self.model(self.trunk(pixels))
-        if options.flip:
-            codes = (codes + self.model(self.trunk(pixels.flip(-1))).flip(-1)) / 2
-        return codes
+        with phase("preprocess"):
+            pixels = to_grid(torch.from_numpy(images).permute(0, 3, 1, 2), size).to(self.device)
+        with phase("vision"):
+            codes = self.model(self.trunk(pixels))
+            if options.flip:
+                codes = (codes + self.model(self.trunk(pixels.flip(-1))).flip(-1)) / 2
+            return codes
 
     def _size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width in pixels that a picture is looked at with."""
@@ -154,7 +157,8 @@ class StegoSegmenter:
         Raises:
             LabelError: see `owners`.
         """
-        owners = torch.tensor(self.owners(labels))
+        with phase("text"):
+            owners = torch.tensor(self.owners(labels))
         height, width = image.shape[:2]
         pixels = np.array(image)  # a copy: torch takes no array that cannot be written to
         maps = ClusterMaps.unpack(self.maps, self._packed(self.codes(pixels[None]))[0])

@@ -17,6 +17,7 @@ from lexiseg.errors import SettingsError
 from lexiseg.methods.tcl.build import load_model
 from lexiseg.methods.tcl.model import TCL
 from lexiseg.methods.tcl.settings import PredictSettings
+from lexiseg.phases import phase
 from lexiseg.settings import parse
 
 
@@ -75,13 +76,16 @@ class TCLSegmenter:
         """
         if len({image.shape for image in images}) > 1:
             return [self.scores([image], labels)[0] for image in images]
-        return list(self._masks(np.stack(images), self.text.embed(labels)).float().cpu().numpy())
+        with phase("text"):
+            vectors = self.text.embed(labels)
+        return list(self._masks(np.stack(images), vectors).float().cpu().numpy())
 
     def _masks(self, images: np.ndarray, vectors: Tensor) -> Tensor:
         """(B, 2, N, h, w), on the network's device, of uint8 RGB (B, H, W, 3)."""
-        vectors = vectors.to(self.device)
-        pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float() / 255
-        pixels = (self._sized(pixels) - self._mean) / self._std
+        with phase("preprocess"):
+            vectors = vectors.to(self.device)
+            pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float() / 255
+            pixels = (self._sized(pixels) - self._mean) / self._std
         window = self._options.window
         if window is None or self._options.stride is None or max(pixels.shape[-2:]) <= window:
             return self._of(pixels, vectors)
@@ -99,10 +103,11 @@ class TCLSegmenter:
 
     def _of(self, pixels: Tensor, vectors: Tensor) -> Tensor:
         tokens, grid = self.model.tokens(pixels)
-        masks = self.model.grounder.mask_logits(self.model.grounder(tokens, grid), vectors).sigmoid()
-        knowledge = self.model.knowledge(tokens, grid, vectors)
-        knowledge = F.interpolate(knowledge, size=masks.shape[-2:], mode="bilinear", align_corners=False)
-        return torch.stack([masks, knowledge], dim=1)
+        with phase("head"):
+            masks = self.model.grounder.mask_logits(self.model.grounder(tokens, grid), vectors).sigmoid()
+            knowledge = self.model.knowledge(tokens, grid, vectors)
+            knowledge = F.interpolate(knowledge, size=masks.shape[-2:], mode="bilinear", align_corners=False)
+            return torch.stack([masks, knowledge], dim=1)
 
     def _sized(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, H, W) at the size of the network's input: both sides whole patches."""
