@@ -91,6 +91,7 @@ OUTSIDE = [
     "stage prepare",
     "report",
     "report --json",
+    "serve lseg@production",
     "sync",
     "ablate lseg",
     "doctor",

@@ -15,6 +15,7 @@ import typer  # isort: skip
 from typer.core import TyperGroup  # isort: skip
 
 from lexiseg.errors import LexisegError, StageError
+from lexiseg.serving.limits import LIMITS
 from lexiseg.workspace import main_checkout, private_folder, require_root
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -237,6 +238,51 @@ def import_(
 
 
 @app.command()
+def serve(
+    model: Annotated[
+        str, typer.Argument(help="METHOD@ALIAS or METHOD/VERSION, or models:/NAME@ALIAS of MLflow's registry.")
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0: any that is free.")] = 8080,
+    watch: Annotated[
+        float, typer.Option(min=0, help="Seconds between looks for a new version; 0: only on SIGHUP.")
+    ] = 30.0,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, max=50_000_000, help="Of all pictures of a request together.")
+    ] = LIMITS.pixels,
+    max_labels: Annotated[int, typer.Option(min=1, help="Of a request.")] = LIMITS.labels,
+    max_body: Annotated[float, typer.Option(min=0.001, help="MB of a request.")] = LIMITS.body_bytes / 1e6,
+    max_pictures: Annotated[int, typer.Option(min=1, help="Of a request.")] = LIMITS.pictures,
+    queue: Annotated[
+        int, typer.Option(min=0, help="Requests that may wait; those beyond are sent away.")
+    ] = LIMITS.queue,
+    calls: Annotated[int, typer.Option(min=1, help="Requests computed at once, each on all cores.")] = LIMITS.calls,
+) -> None:
+    """Serve a registered model over HTTP, and every version that takes its place, until Ctrl+C or SIGTERM.
+
+    Example: lexiseg serve lseg@challenger --port 8080
+    """
+    from dataclasses import replace
+
+    root = require_root()
+    _use_working_tree(root)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    _prepare_process(root, threads=int(os.environ.get("OMP_NUM_THREADS") or cores))
+    from lexiseg.serving.server import serve as run_server
+
+    limits = replace(
+        LIMITS,
+        pixels=max_pixels,
+        labels=max_labels,
+        body_bytes=int(1e6 * max_body),
+        pictures=max_pictures,
+        queue=queue,
+        calls=calls,
+    )
+    run_server(root, model, host=host, port=port, limits=limits, watch=watch)
+
+
+@app.command()
 def report(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
@@ -306,6 +352,105 @@ def ablate(
     write_json(target, result | {"made_with": made})
     print("\n".join([*table_lines(result), "", *retrieval_lines(result)]))
     print(f"written to {target}")
+
+
+@app.command()
+def promote(
+    method: str,
+    version: Annotated[str | None, typer.Option(help="Number of the version; without it the alias challenger.")] = None,
+    to: Annotated[str, typer.Option(help="The alias that it is to get; there are gates for production alone.")] = "",
+    check: Annotated[bool, typer.Option("--check", help="Measure and show, and decide nothing.")] = False,
+) -> None:
+    """Make a registered version production, if it passes the gates of `promotion` in params.yaml.
+
+    The exit code is 1 where it is refused.
+
+    Example: lexiseg promote lseg --to production --check
+    """
+    from lexiseg.errors import PromotionError
+
+    if to != "production":
+        raise PromotionError(
+            found=f"--to {to}" if to else "no --to",
+            allowed="--to production",
+            fix="say what the version is to become; other aliases are set on MLflow's pages, without gates",
+        )
+    root = require_root()
+    _use_working_tree(root)
+    from lexiseg.stages.settings import parse_settings, read_values
+
+    _prepare_process(root, threads=parse_settings(read_values(root)).threads)
+    from lexiseg.promotion.promote import decide, examine, who_asks
+
+    examination = examine(root, method, version=version)
+    if check:
+        passed = examination.passed
+        print(f"version {examination.candidate.version} {'would be promoted' if passed else 'would be refused'}")
+    else:
+        entry = decide(root, examination, asked=who_asks("lexiseg promote"))
+        passed = entry.decision.outcome == "promoted"
+        print(f"{entry.decision.outcome} version {entry.decision.version}: {entry.decision.reason}")
+    if not passed:
+        for gate in examination.gates:
+            if not gate.passed:
+                print(f"{gate.name}\n  allowed: {gate.allowed}\n  to do: {gate.fix}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+@app.command()
+def rollback(
+    method: str,
+    to: Annotated[str | None, typer.Option(help="Version; without it the one that was production before.")] = None,
+    reason: Annotated[str, typer.Option(help="In words, for the history.")] = "",
+) -> None:
+    """Make a version production again that was production before.
+
+    Example: lexiseg rollback lseg --reason "loses the small signs"
+    """
+    root = require_root()
+    _use_working_tree(root)
+    from lexiseg.promotion.promote import rollback as roll_back
+    from lexiseg.promotion.promote import who_asks
+
+    entry = roll_back(root, method, to=to, asked=who_asks("lexiseg rollback"), reason=reason)
+    print(f"{entry.decision.outcome} to version {entry.decision.version} (before: version {entry.decision.before})")
+    if entry.decision.outcome == "refused":
+        print(entry.decision.reason, file=sys.stderr)
+        raise typer.Exit(1)
+
+
+@app.command()
+def history(
+    method: str, as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False
+) -> None:
+    """Tell every decision on a method's production model, with reason and evidence.
+
+    Example: lexiseg history lseg
+    """
+    root = require_root()
+    from lexiseg.promotion.promote import read_history
+    from lexiseg.promotion.story import story_json, story_lines
+
+    entries, production = read_history(root, method)
+    if as_json:
+        print(json.dumps(story_json(method, entries, production), indent=2, ensure_ascii=False))
+    else:
+        print("\n".join(story_lines(method, entries, production)))
+
+
+@app.command()
+def card(
+    method: str,
+    version: Annotated[str | None, typer.Option(help="Number of the version; without it the alias challenger.")] = None,
+) -> None:
+    """Print the model card of a registered version: data, vocabulary, scores with seeds, limits, licences, use.
+
+    Example: lexiseg card lseg
+    """
+    root = require_root()
+    from lexiseg.promotion.promote import read_card
+
+    print(read_card(root, method, version=version))
 
 
 @app.command()

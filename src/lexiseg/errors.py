@@ -59,6 +59,14 @@ class TrackingError(LexisegError):
     """MLflow cannot be reached or written."""
 
 
+class PromotionError(LexisegError):
+    """There is nothing to decide on: no such version, one that is production already, or nothing to go back to."""
+
+
+class ServingError(LexisegError):
+    """A server cannot start."""
+
+
 def error_in(lines: Sequence[str]) -> LexisegError | None:
     """The last error in three parts that a command of lexiseg ended in, made anew from what it printed."""
     text = "\n".join(lines)

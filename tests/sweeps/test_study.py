@@ -43,7 +43,7 @@ def study(url: str) -> optuna.Study:
 
 @pytest.fixture
 def mortal_study(url: str) -> optuna.Study:
-    """The same, in which a trial that is silent for seconds counts as dead: longer than a busy machine takes to look."""
+    """The same; a trial that is silent for seconds counts as dead, longer than a busy machine takes to look."""
     return create_study(open_storage(url, heartbeat=1, grace=4), "one", DEFINITION, directions=["maximize"])[0]
 
 

@@ -127,10 +127,23 @@ class Tree:
         write_text(self.root / "outputs/lseg/train/curve.csv", f"step,loss\n{rows}")
         for folder in ("train", "register"):
             write_text(self.root / f"outputs/lseg/{folder}/model.safetensors", f"weights of {steps} steps")
-        write_json(self.root / "outputs/lseg/register/vocabulary.json", {"names": ["grass", "sky", "ring"]})
+        vocabulary = {"names": ["grass", "sky", "ring"], "seen": [True, True, False]}
+        write_json(self.root / "outputs/lseg/register/vocabulary.json", vocabulary)
+        write_json(self.root / "outputs/lseg/register/model.json", {"method": "lseg"})
         write_json(
             self.root / "outputs/lseg/register/card.json",
-            {"licences": {"data": "CC0-1.0", "text": None, "code": "Apache-2.0"}},
+            {
+                "method": "lseg",
+                "package": "lexiseg 0.1.0",
+                "data": {
+                    "name": "tiny",
+                    "content_digest": "c" * 64,
+                    "validation": {"success": True, "expectations": 9, "failed": ["captions_not_empty"]},
+                },
+                "licences": {"data": "CC0-1.0", "text": None, "code": "Apache-2.0"},
+                "protocol": {"name": "generic", "hash": "a" * 64, "card": {}},
+                "metrics": {"test": SPLIT},
+            },
         )
 
 

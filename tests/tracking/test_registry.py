@@ -1,6 +1,8 @@
 import base64
 import io
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import mlflow
 import numpy as np
@@ -12,6 +14,7 @@ from mlflow.models import convert_input_example_to_serving_input, validate_servi
 from PIL import Image
 
 from lexiseg import inference
+from lexiseg.data.adapters import files
 from lexiseg.errors import LabelError, ModelError, TrackingError
 from lexiseg.segmentation import Segmentation
 from lexiseg.storage import hash_tree
@@ -112,6 +115,22 @@ def test_a_huge_picture_is_refused_before_it_is_decoded(served, picture, monkeyp
     monkeypatch.setattr(inference, "MAX_PIXELS", 100)
     with pytest.raises(MlflowException, match=r"image_b64 of row 0 has 20 x 12 pixels\s*allowed: at most 100"):
         ask(served, picture(12, 20))
+
+
+def test_pictures_are_decoded_one_at_a_time(served, picture, monkeypatch):
+    """The limit of pixels belongs to the process: what one thread puts back must not be another one's."""
+    meeting = threading.Barrier(2)
+
+    def read(*arguments, **more):
+        with pytest.raises(threading.BrokenBarrierError):  # both never meet here
+            meeting.wait(timeout=0.2)
+        return read_picture(*arguments, **more)
+
+    read_picture = files.read_picture
+    monkeypatch.setattr(files, "read_picture", read)
+    with ThreadPoolExecutor(2) as threads:
+        for rows in threads.map(lambda _: ask(served, picture()), range(2)):
+            assert len(rows) == 1
 
 
 def test_signature_example_and_requirements(tree, published, fake_load):

@@ -16,7 +16,9 @@ from lexiseg.vocabulary import Vocabulary
 
 
 def run(settings: Any, inputs: Mapping[str, Path], outputs: Path, *, method: str) -> None:
-    """Write model.json, weights, vocabulary.json, the text side, the trunk and card.json (licences, protocol, metrics).
+    """Write model.json, weights, vocabulary.json, the text side, the trunk and card.json.
+
+    The card holds the data with what validation said of it, the licence of each ingredient, protocol and metrics.
 
     A method of clusters gets their names: those that the evaluation matched, or without labels those of the stage name.
     """
@@ -41,7 +43,11 @@ def run(settings: Any, inputs: Mapping[str, Path], outputs: Path, *, method: str
     card = {
         "method": method,
         "package": f"lexiseg {lexiseg.__version__}",
-        "data": {"name": data["name"], "content_digest": data["content_digest"]},
+        "data": {
+            "name": data["name"],
+            "content_digest": data["content_digest"],
+            "validation": _validation(read_json(inputs["validate/validation.json"])),
+        },
         "licences": {
             "data": data["licence"],
             "text": _text_licence(outputs, clip_licence),
@@ -54,6 +60,11 @@ def run(settings: Any, inputs: Mapping[str, Path], outputs: Path, *, method: str
     if "imported" in config:
         card["imported"] = config["imported"]
     write_json(outputs / "card.json", card)
+
+
+def _validation(found: Mapping[str, Any]) -> dict[str, Any]:
+    failed = [one["name"] for one in found["expectations"] if not one["success"]]
+    return {"success": found["success"], "expectations": len(found["expectations"]), "failed": sorted(failed)}
 
 
 def _text_licence(folder: Path, clip_licence: str | None) -> str | None:

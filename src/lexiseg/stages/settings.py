@@ -16,6 +16,7 @@ from lexiseg.evaluation.settings import EvaluateSettings
 from lexiseg.methods import BASELINES, METHODS, resolve
 from lexiseg.methods.baselines.settings import BaselineSettings
 from lexiseg.settings import Block, parse, read_yaml
+from lexiseg.tracking.settings import PromotionSettings
 
 
 class CommonSettings(Block):
@@ -30,6 +31,7 @@ class CommonSettings(Block):
     evaluate: EvaluateSettings
     baselines: tuple[str, ...]
     baseline: BaselineSettings
+    promotion: PromotionSettings
 
     @model_validator(mode="after")
     def _fits_together(self) -> CommonSettings:
@@ -74,6 +76,9 @@ class CommonSettings(Block):
             faults.append(f"evaluate.protocol: {error.found}; allowed: {error.allowed}; to do: {error.fix}")
         if stego and stego.run:
             faults += self._stego_faults(stego)
+        for key in ("floors", "class_floors"):
+            if unknown := sorted(set(getattr(self.promotion, key)) - set(METHODS)):
+                faults.append(f"promotion.{key} of {', '.join(unknown)}: methods are {', '.join(METHODS)}")
         if faults:
             raise ValueError("; ".join(faults))
         return self

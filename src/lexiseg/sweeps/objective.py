@@ -241,7 +241,7 @@ def _onlooker(task: Task, scratch: Path, report: Callable[[float, float], bool])
 
 
 def _costs(root: Path, model: Path, prepared: Path, split: str) -> dict[str, float]:
-    command = [sys.executable, "-m", "lexiseg.sweeps.cost", str(model), str(prepared), split]
+    command = [sys.executable, "-m", "lexiseg.cost", str(model), str(prepared), split]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     try:
         return json.loads(done.stdout.splitlines()[-1])

@@ -28,13 +28,13 @@ class Published:
     """Something that MLflow lacked and has now.
 
     Attributes:
-        kind: a run, a model version, or an alias that was moved.
+        kind: a run, a model version, an alias that was moved, or the model card of a version.
         name: the method of a run; the registered name of a model.
         id: the run's id, or the version's number.
         action: created, or completed where an earlier publication was interrupted or lacked something.
     """
 
-    kind: Literal["run", "model", "alias"]
+    kind: Literal["run", "model", "alias", "card"]
     name: str
     id: str
     action: Literal["created", "completed"]

@@ -25,6 +25,7 @@ from PIL import Image
 from lexiseg.errors import ModelError, TrackingError
 from lexiseg.storage import atomic_path, read_json, sha256_of_json
 from lexiseg.tracking import pyfunc_model
+from lexiseg.tracking.card import PER_CLASS, model_card
 from lexiseg.tracking.publish import Published
 from lexiseg.tracking.records import ModelFolder, Record
 from lexiseg.tracking.store import Store, connect, tracking_errors
@@ -61,6 +62,7 @@ def publish_model(store: Store, record: Record, run_id: str) -> list[Published]:
     else:
         number = _new_version(store, record, folder, run_id)
         done.append(Published(kind="model", name=name, id=number, action="created"))
+    done += _publish_card(store, record, folder, number, run_id)
     aliases = client.get_registered_model(name).aliases
     if str(aliases.get(CHALLENGER)) != number:
         client.set_registered_model_alias(name, CHALLENGER, number)
@@ -84,6 +86,19 @@ def download_model(uri: str, root: Path) -> Path:
         TrackingError: another form of address, an unknown name, alias or version, or MLflow is out of reach.
         ModelError: the version is no model of lexiseg.
     """
+    store, found = find_version(uri, root)
+    with tracking_errors(store.uri):
+        location, inside = _checked(store, found, uri)
+        content = found.tags.get(CONTENT) or sha256_of_json([store.uri, uri, found.creation_timestamp])
+        return _fetch(store, location, inside, uri, kept=private_folder(root) / "cache" / "models" / content[:20])
+
+
+def find_version(uri: str, root: Path) -> tuple[Store, Any]:
+    """The model version that an address means now, and the MLflow that it is in.
+
+    Raises:
+        TrackingError: see `download_model`.
+    """
     match = ADDRESS.fullmatch(uri)
     if not match:
         raise TrackingError(
@@ -93,25 +108,69 @@ def download_model(uri: str, root: Path) -> Path:
         )
     store = connect(root)
     with tracking_errors(store.uri):
-        found = _resolve(store, match["name"], alias=match["alias"], number=match["version"])
-        location = store.client.get_model_version_download_uri(found.name, found.version)
-        files = get_artifact_repository(location, tracking_uri=store.uri)
-        with tempfile.TemporaryDirectory() as scratch:
-            inside = _folder_inside(Path(files.download_artifacts(MLMODEL_FILE_NAME, dst_path=scratch)), uri)
-        if location.startswith(("file:", "/")):
-            return Path(files.download_artifacts(inside))
-        content = found.tags.get(CONTENT) or sha256_of_json([store.uri, uri, found.creation_timestamp])
-        kept = private_folder(root) / "cache" / "models" / content[:20]
-        if not kept.is_dir():
-            print(f"downloading {uri}", file=sys.stderr, flush=True)
-            with atomic_path(kept) as temporary, tempfile.TemporaryDirectory(dir=temporary.parent) as scratch:
-                Path(files.download_artifacts(inside, dst_path=scratch)).rename(temporary)
-        return kept
+        return store, _resolve(store, match["name"], alias=match["alias"], number=match["version"])
+
+
+def download_pyfunc(store: Store, found: Any, root: Path) -> Path:
+    """The whole of what MLflow loads of a version of `find_version`, on this machine, as `download_model` keeps it.
+
+    Raises:
+        TrackingError: MLflow is out of reach.
+        ModelError: the version is no model of lexiseg.
+    """
+    uri = f"models:/{found.name}/{found.version}"
+    with tracking_errors(store.uri):
+        location, _ = _checked(store, found, uri)
+        # Versions with one content may have been published with different code.
+        key = sha256_of_json([store.uri, uri, found.creation_timestamp])
+        return _fetch(store, location, "", uri, kept=private_folder(root) / "cache" / "served" / key[:20])
+
+
+def _checked(store: Store, found: Any, uri: str) -> tuple[str, str]:
+    """Where a version's artifacts are, and the model folder inside them; raises ModelError where there is none."""
+    location = store.client.get_model_version_download_uri(found.name, found.version)
+    files = get_artifact_repository(location, tracking_uri=store.uri)
+    with tempfile.TemporaryDirectory() as scratch:
+        return location, _folder_inside(Path(files.download_artifacts(MLMODEL_FILE_NAME, dst_path=scratch)), uri)
+
+
+def _fetch(store: Store, location: str, inside: str, uri: str, *, kept: Path) -> Path:
+    """A folder inside a version's artifacts: itself where the store is local, else a download to `kept`."""
+    files = get_artifact_repository(location, tracking_uri=store.uri)
+    if location.startswith(("file:", "/")):
+        return Path(files.download_artifacts(inside))
+    if not kept.is_dir():
+        print(f"downloading {uri}", file=sys.stderr, flush=True)
+        with atomic_path(kept) as temporary, tempfile.TemporaryDirectory(dir=temporary.parent) as scratch:
+            Path(files.download_artifacts(inside, dst_path=scratch)).rename(temporary)
+    return kept
+
+
+def _publish_card(store: Store, record: Record, folder: ModelFolder, number: str, run_id: str) -> list[Published]:
+    """Bring the version's description up to date: other seeds may have come."""
+    name = model_name(record.method)
+    tables = {Path(path).name: file for path, file in record.files.items() if path.endswith(PER_CLASS)}
+    text = model_card(
+        store,
+        method=record.method,
+        name=name,
+        version=number,
+        run_id=run_id,
+        folder=folder.path,
+        per_class={table.removesuffix(PER_CLASS): file for table, file in tables.items()},
+    )
+    version = store.client.get_model_version(name, number)
+    if version.description == text:
+        return []
+    store.client.update_model_version(name, number, description=text)
+    # What comes with a new version is a part of it.
+    card = Published(kind="card", name=f"{name}/{number}", id=number, action="completed")
+    return [card] if version.description else []
 
 
 def _new_version(store: Store, record: Record, folder: ModelFolder, run_id: str) -> str:
     client, name = store.client, model_name(record.method)
-    if _registered(store, name) is None:
+    if registered_model(store, name) is None:
         client.create_registered_model(name, tags={"lexiseg.method": record.method})
     # Under its content: another version that the same run gives later must not overwrite this one.
     place = f"models/{folder.content[:12]}"
@@ -129,21 +188,25 @@ def _new_version(store: Store, record: Record, folder: ModelFolder, run_id: str)
     return str(created.version)
 
 
-def _save(target: Path, folder: Path, mlflow_model: Model) -> None:
-    """Write the pyfunc model: the folder as an artifact, and pyfunc_model.py as the code; nothing is pickled."""
-    names = list(read_json(folder / "vocabulary.json")["names"])
-    signature = ModelSignature(
+def model_signature() -> ModelSignature:
+    """What a version takes and gives: pictures as text and labels; a row of text per picture."""
+    return ModelSignature(
         inputs=Schema([ColSpec("string", pyfunc_model.IMAGE)]),
         outputs=Schema([ColSpec("string", column) for column in pyfunc_model.COLUMNS]),
         # There are no labels by default: a request without them gets the error that says so.
         params=ParamSchema([ParamSpec(pyfunc_model.LABELS, "string", [], shape=(-1,))]),
     )
+
+
+def _save(target: Path, folder: Path, mlflow_model: Model) -> None:
+    """Write the pyfunc model: the folder as an artifact, and pyfunc_model.py as the code; nothing is pickled."""
+    names = list(read_json(folder / "vocabulary.json")["names"])
     example = pd.DataFrame({pyfunc_model.IMAGE: [_example_picture()]})
     mlflow.pyfunc.save_model(
         str(target),
         python_model=pyfunc_model.__file__,
         artifacts={pyfunc_model.FOLDER: str(folder.resolve())},
-        signature=signature,
+        signature=model_signature(),
         input_example=(example, {pyfunc_model.LABELS: names[:EXAMPLE_LABELS]}),
         # What follows a plus sign (2.15.0+cpu) is on no package index.
         pip_requirements=[f"{package}=={version(package).partition('+')[0]}" for package in REQUIREMENTS],
@@ -173,7 +236,7 @@ def _folder_inside(mlmodel: Path, uri: str) -> str:
 def _resolve(store: Store, name: str, *, alias: str | None, number: str | None) -> Any:
     """The model version that a name with an alias or a number means."""
     client = store.client
-    registered = _registered(store, name)
+    registered = registered_model(store, name)
     if registered is None:
         known = sorted(model.name for model in client.search_registered_models())
         raise TrackingError(
@@ -199,7 +262,8 @@ def _resolve(store: Store, name: str, *, alias: str | None, number: str | None) 
     return versions[str(int(number or 0))]
 
 
-def _registered(store: Store, name: str) -> Any:
+def registered_model(store: Store, name: str) -> Any:
+    """The registered model of a name, read anew; None: there is none."""
     try:
         return store.client.get_registered_model(name)
     except MlflowException as error:

@@ -1,4 +1,4 @@
-"""Latency and memory of a model folder: `python -m lexiseg.sweeps.cost MODEL PREPARED SPLIT`, a process of its own."""
+"""Latency and memory of a model folder: `python -m lexiseg.cost MODEL PREPARED SPLIT`, a process of its own."""
 
 from __future__ import annotations
 

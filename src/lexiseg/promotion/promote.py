@@ -1,0 +1,339 @@
+"""Promotion and rollback: measure, then decide within a turn (`lexiseg.tracking.claims`)."""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lexiseg.errors import PromotionError
+from lexiseg.methods import METHODS
+from lexiseg.promotion import gates
+from lexiseg.promotion.bootstrap import Difference, paired_difference
+from lexiseg.promotion.candidate import TABLES, Candidate, Scores, read_candidate, recorded_scores
+from lexiseg.promotion.gates import Gate
+from lexiseg.promotion.measuring import check_loading, measure_again, measure_costs
+from lexiseg.promotion.story import earlier_production
+from lexiseg.provenance import hardware
+from lexiseg.stages.settings import parse_settings, read_values
+from lexiseg.tracking.card import PER_CLASS, model_card
+from lexiseg.tracking.claims import take_turn, user_name
+from lexiseg.tracking.decisions import Entry, production_of, read_entries
+from lexiseg.tracking.registry import CHALLENGER, find_version, model_name
+from lexiseg.tracking.settings import PromotionSettings
+from lexiseg.tracking.store import Store, connect, tracking_errors
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Examination:
+    """What was measured of a version, before anything is decided.
+
+    Attributes:
+        candidate: the version.
+        production: the version in production at that time; None: there was none.
+        gates: all of them, in the order they were looked at.
+        evidence: numbers and fingerprints, as they go into the decision.
+    """
+
+    candidate: Candidate
+    production: str | None
+    gates: tuple[Gate, ...]
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """Whether all gates were passed."""
+        return all(gate.passed for gate in self.gates)
+
+    @property
+    def reason(self) -> str:
+        """Why the version is promoted or refused, in words."""
+        failed = [f"{gate.name}: {gate.found}" for gate in self.gates if not gate.passed]
+        if failed:
+            return "; ".join(failed)
+        first = " (there was no production model)" if self.production is None else ""
+        return f"passed all {len(self.gates)} gates{first}"
+
+
+def examine(root: Path, method: str, *, version: str | None = None, say: Say = print) -> Examination:
+    """Measure a version against every gate of `promotion` in params.yaml. Nothing is decided or written.
+
+    Args:
+        root: the working tree.
+        method: such as "lseg".
+        version: its number; None: the alias challenger.
+        say: is told of each gate as soon as it is known.
+
+    Raises:
+        PromotionError: the version is production already, or no such method.
+        TrackingError: MLflow is out of reach, or there is no such version.
+    """
+    check_method(method)
+    settings: PromotionSettings = parse_settings(read_values(root)).promotion
+    candidate = read_candidate(root, method, f"/{version}" if version else f"@{CHALLENGER}")
+    store = connect(root)
+    with tracking_errors(store.uri):
+        before, entries = production_of(store, method), read_entries(store, method)
+    if before == candidate.version:
+        raise PromotionError(
+            found=f"version {before} of {method} is production already",
+            allowed="another version",
+            fix=f"`lexiseg history {method}` shows how it came; `dvc repro` and `lexiseg sync` make a new challenger",
+        )
+    production = read_candidate(root, method, f"/{before}") if before else None
+    done: list[Gate] = []
+
+    def add(gate: Gate) -> None:
+        done.append(gate)
+        say(f"{'passed' if gate.passed else 'FAILED'}  {gate.name}: {gate.found}")
+
+    add(gates.validation(candidate))
+    add(gates.licences(candidate, settings))
+    loading = check_loading(candidate)
+    add(gates.signature(loading))
+    add(gates.loads(loading))
+    costs = measure_costs(root, candidate, settings.split)
+    add(gates.latency(costs, settings))
+    add(gates.memory(costs, settings))
+    ours = recorded_scores(store, candidate, settings.split)
+    add(gates.evaluated(ours, settings))
+    theirs, measured = None, None
+    if ours is not None:
+        add(gates.floors(method, ours, settings))
+        theirs = None if production is None else _production_scores(root, store, production, ours, settings)
+        add(gates.comparable(ours, theirs, settings, version=before))
+        if isinstance(theirs, Scores) and done[-1].passed:
+            measured = paired_difference(
+                ours.counts,
+                theirs.counts.ordered(ours.counts.ids),
+                absent_class=ours.absent_class,
+                confidence=settings.confidence,
+                resamples=settings.resamples,
+            )
+        if done[-1].passed:
+            add(gates.difference(measured, settings, version=before))
+    looks = sum(_looked_at(entry, candidate, settings.split) for entry in entries)
+    evidence = _evidence(candidate, production, ours, theirs, measured, costs, settings, looks=looks)
+    return Examination(candidate=candidate, production=before, gates=tuple(done), evidence=evidence)
+
+
+def decide(root: Path, examination: Examination, *, asked: Mapping[str, str], approval: str | None = None) -> Entry:
+    """Write what follows from an examination, and set the alias where it does.
+
+    Production is read again within the turn: where it has changed since the examination, the version is refused, since
+    it was compared with another one.
+
+    Args:
+        root: the working tree.
+        examination: what was measured.
+        asked: who or what asks, see `who_asks`.
+        approval: why a human did not approve, in words; None: nobody had to, or they did.
+
+    Raises:
+        PromotionError: another decision is under way and does not end.
+        TrackingError: MLflow is out of reach.
+    """
+    method, version = examination.candidate.method, examination.candidate.version
+    store = connect(root)
+    with tracking_errors(store.uri), take_turn(store, method) as turn:
+        passed, reason = examination.passed, examination.reason
+        if approval is not None and passed:
+            passed, reason = False, approval
+        if turn.production != examination.production:
+            by = _maker(turn.entries, turn.production)
+            passed = False
+            reason = (
+                f"production became {_named(turn.production)}{f' by decision {by}' if by else ''} while this version "
+                f"was measured against {_named(examination.production)}; examine it again"
+            )
+        return turn.make(
+            "promoted" if passed else "refused",
+            version=version,
+            after=version if passed else turn.production,
+            reason=reason,
+            asked=dict(asked),
+            gates=[asdict(gate) for gate in examination.gates],
+            evidence=dict(examination.evidence),
+        )
+
+
+def rollback(root: Path, method: str, *, to: str | None = None, asked: Mapping[str, str], reason: str = "") -> Entry:
+    """Make a version production again that was production before.
+
+    Only whether it can be loaded is looked at: it passed the gates when it was promoted, and haste may be needed.
+
+    Args:
+        root: the working tree.
+        method: such as "lseg".
+        to: its number; None: the one that was production before this one.
+        asked: who or what asks.
+        reason: in words.
+
+    Raises:
+        PromotionError: nothing to go back to, a version that was never production, or one that cannot be loaded.
+        TrackingError: MLflow is out of reach.
+    """
+    check_method(method)
+    store = connect(root)
+    with tracking_errors(store.uri):
+        find_version(f"models:/{model_name(method)}@{CHALLENGER}", root)  # raises where the model is unknown
+        production, entries = production_of(store, method), read_entries(store, method)
+    earlier = earlier_production(entries, production)
+    target = to or (earlier[-1] if earlier else None)
+    served = [entry.decision.after for entry in entries if _changed(entry)]
+    if target is None or target not in served or target == production:
+        known = list(dict.fromkeys(version for version in served if version not in (None, production)))
+        raise PromotionError(
+            found=f"no way back from {_named(production)}" + (f" to version {to}" if to else ""),
+            allowed=f"a version that was production before: {', '.join(map(str, known)) or 'there is none'}",
+            fix=f"`lexiseg history {method}` shows them; others go through `lexiseg promote {method} --version V`",
+        )
+    candidate = read_candidate(root, method, f"/{target}")
+    fault = check_loading(candidate)["fault"]
+    if fault is not None:
+        raise PromotionError(
+            found=f"version {target} cannot be used: {fault}",
+            allowed="a version that answers its own input example",
+            fix=f"`lexiseg rollback {method} --to V` with another one",
+        )
+    with tracking_errors(store.uri), take_turn(store, method) as turn:
+        same = turn.production == production
+        said = reason or "no reason was given"
+        if not same:
+            said = f"production became {_named(turn.production)} meanwhile; look at it, then repeat"
+        return turn.make(
+            "rolled back" if same else "refused",
+            version=target,
+            after=target if same else turn.production,
+            reason=said,
+            asked=dict(asked),
+            evidence={"challenger": candidate.identity()},
+        )
+
+
+def read_history(root: Path, method: str) -> tuple[list[Entry], str | None]:
+    """The decisions on a method, oldest first, and the version that is production now.
+
+    Raises:
+        PromotionError: no such method.
+        TrackingError: MLflow is out of reach.
+    """
+    check_method(method)
+    store = connect(root)
+    with tracking_errors(store.uri):
+        return read_entries(store, method), production_of(store, method)
+
+
+def read_card(root: Path, method: str, *, version: str | None = None) -> str:
+    """The model card of a version, see `lexiseg.tracking.card`.
+
+    Raises:
+        PromotionError: no such method.
+        TrackingError: MLflow is out of reach, or there is no such version.
+    """
+    check_method(method)
+    candidate, store = read_candidate(root, method, f"/{version}" if version else f"@{CHALLENGER}"), connect(root)
+    with tracking_errors(store.uri), tempfile.TemporaryDirectory() as scratch:
+        tables = {
+            Path(info.path).name.removesuffix(PER_CLASS): Path(
+                store.client.download_artifacts(candidate.run_id, info.path, scratch)
+            )
+            for info in store.client.list_artifacts(candidate.run_id, TABLES)
+            if info.path.endswith(PER_CLASS)
+        }
+        return model_card(
+            store,
+            method=method,
+            name=model_name(method),
+            version=candidate.version,
+            run_id=candidate.run_id,
+            folder=candidate.folder,
+            per_class=tables,
+        )
+
+
+def who_asks(through: str, **more: str) -> dict[str, str]:
+    """Who or what asks for a decision: the user, the machine, and the way."""
+    return {"by": user_name(), "host": platform.node(), "through": through, **more}
+
+
+def check_method(method: str) -> None:
+    """Refuse what is no method.
+
+    Raises:
+        PromotionError: it is none.
+    """
+    if method not in METHODS:
+        raise PromotionError(found=f"no method {method!r}", allowed=", ".join(METHODS), fix="name one of these")
+
+
+def _production_scores(
+    root: Path, store: Store, production: Candidate, ours: Scores, settings: PromotionSettings
+) -> Scores | str:
+    """What production scored on what the challenger was evaluated on: recorded, or measured again; or why not."""
+    recorded = recorded_scores(store, production, settings.split)
+    if recorded is not None:
+        fields = gates.different_fields(ours, recorded)
+        own = bool(fields) and set(fields) <= gates.INFERENCE  # how it predicts: it would be the same again
+        if own or not gates.differences(ours, recorded, same_inference=settings.same_inference):
+            return recorded
+    try:
+        return measure_again(root, production, settings.split)
+    except PromotionError as error:
+        why = "was not evaluated by picture" if recorded is None else "was evaluated on something else"
+        return f"production {why}, and {error.found}"
+
+
+def _evidence(
+    candidate: Candidate,
+    production: Candidate | None,
+    ours: Scores | None,
+    theirs: Scores | str | None,
+    measured: Difference | None,
+    costs: Mapping[str, float] | str,
+    settings: PromotionSettings,
+    *,
+    looks: int,
+) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "split": settings.split,
+        "challenger": candidate.identity(),
+        "production": None if production is None else production.identity(),
+        "costs": costs,
+        "hardware": hardware(),
+        "earlier_looks": looks,
+    }
+    if ours is not None:
+        found |= {"protocol": ours.protocol["hash"], "miou": {"challenger": ours.metrics.get("miou")}}
+        if isinstance(theirs, Scores):
+            found["miou"]["production"] = theirs.metrics.get("miou")
+            found["production_measured"] = theirs.measured
+    if measured is not None:
+        found["difference"] = asdict(measured)
+    return found
+
+
+def _looked_at(entry: Entry, candidate: Candidate, split: str) -> bool:
+    """Whether an earlier decision looked at the same labels: every look makes them a little less unseen."""
+    evidence = entry.decision.evidence
+    before = (evidence.get("challenger") or {}).get("data_digest")
+    return evidence.get("split") == split and before == candidate.data_digest
+
+
+def _changed(entry: Entry) -> bool:
+    return entry.decision.after != entry.decision.before and entry.carried_out == "yes"
+
+
+def _maker(entries: Sequence[Entry], production: str | None) -> int | None:
+    """The decision that made a version production; None: other hands did."""
+    last = next((entry.decision for entry in reversed(entries) if _changed(entry)), None)
+    return last.number if last is not None and last.after == production else None
+
+
+def _named(version: str | None) -> str:
+    return "no version" if version is None else f"version {version}"
