@@ -74,7 +74,9 @@ def examine(root: Path, method: str, *, version: str | None = None, say: Say = p
         TrackingError: MLflow is out of reach, or there is no such version.
     """
     check_method(method)
-    settings: PromotionSettings = parse_settings(read_values(root)).promotion
+    values = parse_settings(read_values(root))
+    split = values.promotion.split or values.evaluate.splits[0]
+    settings: PromotionSettings = values.promotion.model_copy(update={"split": split})
     candidate = read_candidate(root, method, f"/{version}" if version else f"@{CHALLENGER}")
     store = connect(root)
     with tracking_errors(store.uri):
@@ -97,15 +99,15 @@ def examine(root: Path, method: str, *, version: str | None = None, say: Say = p
     loading = check_loading(candidate)
     add(gates.signature(loading))
     add(gates.loads(loading))
-    costs = measure_costs(root, candidate, settings.split)
+    costs = measure_costs(root, candidate, split)
     add(gates.latency(costs, settings))
     add(gates.memory(costs, settings))
-    ours = recorded_scores(store, candidate, settings.split)
+    ours = recorded_scores(store, candidate, split)
     add(gates.evaluated(ours, settings))
     theirs, measured = None, None
     if ours is not None:
         add(gates.floors(method, ours, settings))
-        theirs = None if production is None else _production_scores(root, store, production, ours, settings)
+        theirs = None if production is None else _production_scores(root, store, production, ours, settings, split)
         add(gates.comparable(ours, theirs, settings, version=before))
         if isinstance(theirs, Scores) and done[-1].passed:
             measured = paired_difference(
@@ -117,7 +119,7 @@ def examine(root: Path, method: str, *, version: str | None = None, say: Say = p
             )
         if done[-1].passed:
             add(gates.difference(measured, settings, version=before))
-    looks = sum(_looked_at(entry, candidate, settings.split) for entry in entries)
+    looks = sum(_looked_at(entry, candidate, split) for entry in entries)
     evidence = _evidence(candidate, production, ours, theirs, measured, costs, settings, looks=looks)
     return Examination(candidate=candidate, production=before, gates=tuple(done), evidence=evidence)
 
@@ -273,17 +275,17 @@ def check_method(method: str) -> None:
 
 
 def _production_scores(
-    root: Path, store: Store, production: Candidate, ours: Scores, settings: PromotionSettings
+    root: Path, store: Store, production: Candidate, ours: Scores, settings: PromotionSettings, split: str
 ) -> Scores | str:
     """What production scored on what the challenger was evaluated on: recorded, or measured again; or why not."""
-    recorded = recorded_scores(store, production, settings.split)
+    recorded = recorded_scores(store, production, split)
     if recorded is not None:
         fields = gates.different_fields(ours, recorded)
         own = bool(fields) and set(fields) <= gates.INFERENCE  # how it predicts: it would be the same again
         if own or not gates.differences(ours, recorded, same_inference=settings.same_inference):
             return recorded
     try:
-        return measure_again(root, production, settings.split)
+        return measure_again(root, production, split)
     except PromotionError as error:
         why = "was not evaluated by picture" if recorded is None else "was evaluated on something else"
         return f"production {why}, and {error.found}"

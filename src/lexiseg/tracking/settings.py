@@ -14,7 +14,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 class PromotionSettings(Block):
     """What a registered version has to show before it becomes production."""
 
-    split: str
+    split: str | None
     floors: dict[str, dict[str, Share]]
     class_floors: dict[str, dict[str, Share]]
     confidence: float = Field(ge=0.5, lt=1.0)
