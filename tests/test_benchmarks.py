@@ -28,11 +28,13 @@ from benchmarks import (
     pamr,
     pipeline,
     plain,
+    promotion_error,
     serving,
     stego_loss,
     tcl_training,
 )
 from lexiseg.errors import StageError
+from lexiseg.evaluation.image_counts import ImageCounts
 from lexiseg.history import Took, remember
 from lexiseg.storage import read_json, write_text
 
@@ -490,3 +492,23 @@ def test_tcl_training_compares_before_it_measures(monkeypatch, small_clip):
     monkeypatch.setitem(tcl_training.FORMS, "as it reads", lambda embedding, text: embedding.sum())
     with pytest.raises(AssertionError, match="the two forms of TCL_f differ"):
         tcl_training.main(["--model", small_clip, "--size", "16"])
+
+
+def test_promotion_error(tmp_path, micro_tree, monkeypatch):
+    monkeypatch.setattr(promotion_error, "ROOT", micro_tree)
+    out = tmp_path / "error.json"
+    monkeypatch.setattr(sys, "argv", ["promotion_error.py", "--pairs", "2", "--images", "3", "--out", str(out)])
+    promotion_error.main()
+    rows = read_json(out)["rows"]
+    assert [row["models"] for row in rows] == [list(pair) for pair in promotion_error.MODELS]
+    assert all(row["pairs"] == 2 and 0 <= row["promoted"] <= 2 for row in rows)
+
+
+def test_a_pair_of_equal_models_shares_two_answers():
+    def model(right: int) -> ImageCounts:
+        return ImageCounts(tuple("abc"), ("sky",), *(np.full((3, 1), value) for value in (right, 9, right)))
+
+    rows, coin = np.array([2, 0]), np.array([True, False])
+    one, other = promotion_error.exchanged(model(7), model(4), rows, coin)
+    assert one.ids == other.ids == ("c", "a")
+    assert (one.intersection.ravel().tolist(), other.intersection.ravel().tolist()) == ([7, 4], [4, 7])

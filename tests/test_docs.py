@@ -45,7 +45,7 @@ PAGES = [
 # Pages whose commands train a model of real size or run whole graphs: in `make test-all` only.
 SLOW_PAGES = {
     *("docs/own-data.md", "docs/lseg.md", "docs/tcl.md", "docs/stego.md"),
-    *("docs/prefect.md", "docs/sweeps.md", "docs/cluster.md"),
+    *("docs/prefect.md", "docs/sweeps.md", "docs/cluster.md", "docs/promotion.md"),
 }
 # Pages whose blocks need a server: tests/serving/test_page.py runs them against one.
 SERVED_PAGES = {"docs/serving.md"}
@@ -103,6 +103,36 @@ INSTEAD = {
             "dvc pull --remote store data/camvid",
         ),
         ("", "needs machines, a database or a bucket of one's own; tests/journeys have Ray's local cluster"),
+    ),
+    # docs/promotion.md
+    "lexiseg promote lseg --to production": (
+        "lexiseg sync && sed -i 's/lseg: {miou: 0.45}/lseg: {miou: 0.0}/; s/latency: 500.0/latency: 60000.0/' "
+        "params.yaml && lexiseg promote lseg --to production",
+        "the models of the small tree can nothing, and the machine of a test may be slow",
+    ),
+    **{
+        f"lexiseg promote {method} --to production --check": (
+            f"lexiseg sync && lexiseg promote {method} --to production --check || test $? = 1",
+            "the models of the small tree can nothing, so it is refused",
+        )
+        for method in ("lseg", "tcl")
+    },
+    'lexiseg rollback lseg --reason "loses the small signs"': (
+        'lexiseg rollback lseg --reason "loses the small signs" || lexiseg history lseg',
+        "there is one version, and nothing to go back to; tests/journeys/test_promotion.py rolls back",
+    ),
+    "lexiseg card lseg": ("lexiseg sync && lexiseg card lseg", "the tree of the help texts has registered nothing"),
+    "python flows/promote.py --method stego": (
+        "python flows/promote.py --method stego || test $? = 1",
+        "the models of the small tree can nothing, so it is refused; tests/flows/test_promote.py promotes",
+    ),
+    "prefect deployment run promote/challenger-with-approval --param method=tcl": (
+        "",
+        "needs a Prefect server, and a human; tests/flows/test_promote.py has both",
+    ),
+    "python benchmarks/promotion_error.py": (
+        "python benchmarks/promotion_error.py --pairs 2 --images 2",
+        "the small tree has four pictures",
     ),
     # docs/team.md
     **dict.fromkeys(
