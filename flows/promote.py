@@ -32,8 +32,8 @@ class Approval(RunInput):
     """What a human says to a promotion."""
 
     approve: bool = Field(default=False, description="Make this version production?")
-    name: str = Field(min_length=1, description="Your name, for the history.")
-    reason: str = Field(default="", description="In words, for the history.")
+    name: str = Field(min_length=1, max_length=100, description="Your name, for the history.")
+    reason: str = Field(default="", max_length=500, description="In words, for the history.")
 
 
 @flow(name="promote", flow_run_name="{method}")
@@ -56,7 +56,8 @@ def promote(
         poll_seconds: between looks for an answer.
 
     Returns:
-        outcome, version, the versions in production before and after, reason, and number of the decision.
+        outcome, version, the versions in production before and after, reason, and number of the decision; and whether
+        it was carried out: "yes", or why not.
     """
     log, root = get_run_logger(), require_root()
     examination = examine(root, method, version=version, say=log.info)
@@ -74,9 +75,11 @@ def promote(
             said = f"{answer.name}{f': {answer.reason}' if answer.reason else ''}"
             asked["approved_by" if answer.approve else "denied_by"] = said
             refused = None if answer.approve else f"not approved by {said}"
-    decision = decide(root, examination, asked=asked, approval=refused).decision
+    entry = decide(root, examination, asked=asked, approval=refused)
+    decision = entry.decision
     log.info("%s version %s: %s", decision.outcome, decision.version, decision.reason)
-    return {key: asdict(decision)[key] for key in ("outcome", "version", "before", "after", "reason", "number")}
+    kept = ("outcome", "version", "before", "after", "reason", "number")
+    return {key: asdict(decision)[key] for key in kept} | {"carried_out": entry.carried_out}
 
 
 def show(examination: Examination) -> None:
@@ -109,7 +112,7 @@ def main() -> None:
     except LexisegError as error:
         sys.exit(f"error ({type(error).__name__})\n{error}")
     print(f"{found['outcome']} version {found['version']}: {found['reason']}")
-    if found["outcome"] != "promoted":
+    if (found["outcome"], found["carried_out"]) != ("promoted", "yes"):
         sys.exit(1)
 
 

@@ -121,6 +121,10 @@ INSTEAD = {
         'lexiseg rollback lseg --reason "loses the small signs" || lexiseg history lseg',
         "there is one version, and nothing to go back to; tests/journeys/test_promotion.py rolls back",
     ),
+    'lexiseg retire stego --reason "other clusters from now on"': (
+        'lexiseg retire stego --reason "other clusters from now on" || lexiseg history stego',
+        "an example of the help texts: there is no production model in their tree; docs/promotion.md has one",
+    ),
     "lexiseg card lseg": ("lexiseg sync && lexiseg card lseg", "the tree of the help texts has registered nothing"),
     "python flows/promote.py --method stego": (
         "python flows/promote.py --method stego || test $? = 1",

@@ -388,8 +388,10 @@ def promote(
         print(f"version {examination.candidate.version} {'would be promoted' if passed else 'would be refused'}")
     else:
         entry = decide(root, examination, asked=who_asks("lexiseg promote"))
-        passed = entry.decision.outcome == "promoted"
+        passed = entry.decision.outcome == "promoted" and entry.carried_out == "yes"
         print(f"{entry.decision.outcome} version {entry.decision.version}: {entry.decision.reason}")
+        if entry.carried_out != "yes":
+            print(f"it was not carried out: {entry.carried_out}", file=sys.stderr)
     if not passed:
         for gate in examination.gates:
             if not gate.passed:
@@ -414,9 +416,28 @@ def rollback(
 
     entry = roll_back(root, method, to=to, asked=who_asks("lexiseg rollback"), reason=reason)
     print(f"{entry.decision.outcome} to version {entry.decision.version} (before: version {entry.decision.before})")
-    if entry.decision.outcome == "refused":
-        print(entry.decision.reason, file=sys.stderr)
+    if entry.decision.outcome == "refused" or entry.carried_out != "yes":
+        print(entry.decision.reason, f"(carried out: {entry.carried_out})", file=sys.stderr)
         raise typer.Exit(1)
+
+
+@app.command("retire")
+def retire_(
+    method: str,
+    reason: Annotated[str, typer.Option(help="In words, for the history.")],
+) -> None:
+    """Leave a method without a production model: the next version is judged as the first was.
+
+    For models that cannot be compared with what comes, such as STEGO's with another number of clusters.
+
+    Example: lexiseg retire stego --reason "other clusters from now on"
+    """
+    root = require_root()
+    _use_working_tree(root)
+    from lexiseg.promotion.promote import retire, who_asks
+
+    entry = retire(root, method, asked=who_asks("lexiseg retire"), reason=reason)
+    print(f"retired version {entry.decision.version}; no version of {method} is production")
 
 
 @app.command()
@@ -431,11 +452,8 @@ def history(
     from lexiseg.promotion.promote import read_history
     from lexiseg.promotion.story import story_json, story_lines
 
-    entries, production = read_history(root, method)
-    if as_json:
-        print(json.dumps(story_json(method, entries, production), indent=2, ensure_ascii=False))
-    else:
-        print("\n".join(story_lines(method, entries, production)))
+    found = read_history(root, method)
+    print(json.dumps(story_json(found), indent=2, ensure_ascii=False) if as_json else "\n".join(story_lines(found)))
 
 
 @app.command()

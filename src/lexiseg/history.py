@@ -70,4 +70,9 @@ def peak_memory() -> int:
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024
-    return unit * sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    children = unit * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    # Linux counts as a process's own what its parent held when it was started; this line of /proc does not.
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="ascii", errors="replace").splitlines() if status.is_file() else []
+    own = next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
+    return children + (unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if own is None else own)

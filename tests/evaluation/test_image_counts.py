@@ -19,9 +19,16 @@ def counts():
     return counter.result()
 
 
-def test_a_picture_without_a_labelled_pixel_is_passed_over(counts):
-    assert counts.ids == ("b", "a")
-    assert counts.union.tolist() == [[2, 0, 3], [5, 0, 6]]
+def test_every_picture_counts_once(counts):
+    assert counts.ids == ("b", "a", "empty")
+    assert counts.union.tolist() == [[2, 0, 3], [5, 0, 6], [0, 0, 0]]
+
+
+def test_what_is_asked_twice_of_a_picture_adds_up():
+    counter, one = ImageCounter(CLASSES), np.array([1, 2, 3])
+    for _ in range(2):
+        counter.add("a", intersection=one, true=2 * one, predicted=3 * one)
+    assert counter.result().union.tolist() == [[8, 16, 24]]
 
 
 def test_reads_what_was_written(counts, tmp_path):
@@ -35,9 +42,9 @@ def test_reads_what_was_written(counts, tmp_path):
 
 
 def test_pictures_in_another_order(counts):
-    found = counts.ordered(["a", "b"])
-    assert found.ids == ("a", "b")
-    assert found.true[:, 0].tolist() == [5, 2]
+    found = counts.ordered(["a", "b", "empty"])
+    assert found.ids == ("a", "b", "empty")
+    assert found.true[:, 0].tolist() == [5, 2, 0]
 
 
 def test_nothing_was_counted(tmp_path):

@@ -57,7 +57,7 @@ def test_a_flow_promotes_and_shows_its_evidence(prefect, registry):
     with get_client(sync_client=True) as client:
         shown = [str(one.data) for one in client.read_artifacts() if one.key == "promotion-lseg"]
     assert any("| difference | **FAILED** |" in text for text in shown)
-    entries, _ = read_history(registry.root, "lseg")
+    entries = read_history(registry.root, "lseg").entries
     assert all(entry.decision.asked["through"].startswith("flow run ") for entry in entries)
 
 
@@ -70,7 +70,7 @@ def test_a_human_approves_or_does_not(prefect, registry):
     found = promote("lseg", approval=True, poll_seconds=1)
     human.join()
     assert (found["outcome"], found["after"]) == ("promoted", "1")
-    first, second = read_history(registry.root, "lseg")[0]
+    first, second = read_history(registry.root, "lseg").entries
     assert first.decision.asked["denied_by"] == "Bob: Friday"
     assert second.decision.asked["approved_by"] == "Ann"
 

@@ -42,7 +42,7 @@ def test_to_production_and_back(micro_tree):
     tree = micro_tree
     picture = png(PreparedSplit(tree / "outputs/prepare", "test").image(0))
     # The models of this tree can nothing; that the gates hold back is seen below.
-    gates(tree, floors={"lseg": {"miou": 0.0}})
+    gates(tree, floors={"lseg": {"miou": 0.0}}, least_pictures=4)
     command(tree, "sync")
     assert "would be promoted" in command(tree, "promote", "lseg", "--to", "production", "--check")
     assert "nothing was decided yet, no version is production" in command(tree, "history", "lseg")

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.working_tree import change
+from helpers.working_tree import SOURCE, change
 from typer.testing import CliRunner
 
 from lexiseg import cli
 from lexiseg.cli import app
+from lexiseg.data.adapters import ADAPTERS
 from lexiseg.errors import PromotionError, TrackingError
 from lexiseg.evaluation.image_counts import ImageCounts
-from lexiseg.promotion import promote
-from lexiseg.promotion.candidate import read_candidate, recorded_scores
+from lexiseg.methods import resolve
+from lexiseg.methods.lseg import checkpoint as lseg_checkpoint
+from lexiseg.methods.stego import checkpoint as stego_checkpoint
+from lexiseg.methods.tcl import checkpoint as tcl_checkpoint
+from lexiseg.promotion import gates, promote
+from lexiseg.promotion.candidate import Candidate, read_candidate, recorded_scores
 from lexiseg.promotion.measuring import measure_again
-from lexiseg.promotion.promote import decide, examine, read_card, read_history, rollback, who_asks
+from lexiseg.promotion.promote import decide, examine, read_card, read_history, retire, rollback, who_asks
 from lexiseg.promotion.story import faults, story_lines
+from lexiseg.stages.settings import parse_settings, read_values
 from lexiseg.storage import read_json
 from lexiseg.tracking.publish import publish_run
 from lexiseg.tracking.registry import publish_model
@@ -27,6 +35,11 @@ from lexiseg.tracking.store import connect
 from lexiseg.tracking.sync import gather, sync
 
 ASKED = {"by": "ann", "host": "here", "through": "a test"}
+LICENCES = {
+    name: resolve(reference).licence
+    for name, reference in ADAPTERS.items()
+    if name not in ("world", "folder") and isinstance(resolve(reference).licence, str)
+} | {f"weights of {module.__name__}": module.LICENCE for module in (lseg_checkpoint, stego_checkpoint, tcl_checkpoint)}
 GATES = ["validation", "licences", "signature", "loads", "latency", "memory", "evaluated", "floors", "comparable"]
 GATES += ["difference"]
 
@@ -134,9 +147,133 @@ def test_each_gate_refuses_alone(registry, tree, quick, gate, settings, card, sa
 
 
 def test_scores_that_were_not_recorded_by_picture(registry, tree, quick):
+    """They are measured here and now, where the data is here."""
+    change(tree / "params.yaml", {"promotion": {"floors": {"lseg": {"miou": 0.0}}}})
     registry.add(0.6, recorded=False)
     found = examine(tree, "lseg", say=quiet)
+    assert found.passed
+    assert next(one.found for one in found.gates if one.name == "evaluated") == "4 pictures (evaluated again)"
+    (tree / "outputs/prepare/info.json").unlink()
+    found = examine(tree, "lseg", say=quiet)
     assert [one.name for one in found.gates if not one.passed] == ["evaluated"]
+
+
+def test_the_counts_of_another_model_are_not_taken(registry, tree, quick):
+    """A run is known by settings, data and code: a training repeated elsewhere has the same run, and other weights."""
+
+    def worse(card):
+        card["metrics"]["test"]["miou"] = 0.1
+
+    change(tree / "params.yaml", {"promotion": {"floors": {"lseg": {"miou": 0.0}}}})
+    registry.add(0.6)
+    promoted(tree)
+    registry.add(0.9, change=worse)
+    found = examine(tree, "lseg", say=quiet)
+    assert "evaluated again" in next(one.found for one in found.gates if one.name == "evaluated")
+    assert not found.passed
+
+
+def test_few_pictures_are_not_enough(registry, tree, quick):
+    registry.add(0.6)
+    promoted(tree)
+    registry.add(0.9)
+    change(tree / "params.yaml", {"promotion": {"least_pictures": 61}})
+    assert promoted(tree).reason == "comparable: 60 pictures, of at least 61"
+
+
+def test_an_alias_that_others_removed_does_not_switch_the_comparison_off(registry, tree, quick):
+    registry.add(0.8)
+    promoted(tree)
+    registry.add(0.6)
+    connect(tree).client.delete_registered_model_alias("lexiseg-lseg", "production")
+    with pytest.raises(PromotionError, match="decision 1 left version 1: the alias was removed by other hands"):
+        examine(tree, "lseg", say=quiet)
+    assert rollback(tree, "lseg", to="1", asked=ASKED).decision.after == "1"
+    assert promoted(tree).outcome == "refused"
+    assert faults(read_history(tree, "lseg")) == ["before decision 2, other hands had made no version production"]
+
+
+def test_what_cannot_be_compared_is_retired(registry, tree, quick):
+    with pytest.raises(PromotionError, match="no production model"):
+        retire(tree, "lseg", asked=ASKED, reason="none")
+    registry.add(0.8)
+    promoted(tree)
+    registry.add(0.6, change=other_protocol)
+    assert promoted(tree).outcome == "refused"
+    gone = retire(tree, "lseg", asked=ASKED, reason="other clusters")
+    assert (gone.decision.after, gone.carried_out, gone.decision.version) == (None, "yes", "1")
+    assert promoted(tree).outcome == "promoted"
+    found = read_history(tree, "lseg")
+    assert (found.production, faults(found)) == ("2", [])
+    assert "retired version 1, nothing is production" in "\n".join(story_lines(found))
+    assert rollback(tree, "lseg", asked=ASKED).decision.after == "1"
+
+
+def test_a_version_that_is_deleted_while_it_is_examined(registry, tree, quick):
+    registry.add(0.5)
+    registry.add(0.8)
+    found = examine(tree, "lseg", say=quiet)
+    connect(tree).client.delete_model_version("lexiseg-lseg", "2")
+    decision = decide(tree, found, asked=ASKED).decision
+    assert (decision.outcome, decision.reason) == ("refused", "version 2 was deleted after it was examined")
+
+
+def test_a_damaged_production_model_is_told_of(registry, tree, quick):
+    version = registry.add(0.5)
+    promoted(tree)
+    next(registry.files(version).glob("artifacts/*/card.json")).unlink()
+    registry.add(0.8)
+    assert "production, version 1, is damaged: " in promoted(tree).reason
+
+
+def test_two_decide_at_once_on_what_was_measured_before(registry, tree, quick):
+    registry.add(0.5)
+    promoted(tree)
+    found = {}
+    for skill in (0.8, 0.9):
+        version = registry.add(skill)
+        found[version] = examine(tree, "lseg", version=version, say=quiet)
+    done: dict[str, Any] = {}
+
+    def ask(version: str) -> None:
+        done[version] = decide(tree, found[version], asked=ASKED).decision
+
+    threads = [threading.Thread(target=ask, args=(version,)) for version in found]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+    (winner,) = [one for one in done.values() if one.outcome == "promoted"]
+    (loser,) = [one for one in done.values() if one.outcome == "refused"]
+    assert read_history(tree, "lseg").production == winner.version
+    assert f"production became version {winner.version} by decision {winner.number} while" in loser.reason
+
+
+@pytest.mark.parametrize(
+    ("text", "passes"),
+    [
+        ("Apache-2.0 (rendered by lexiseg)", True),
+        ("MIT", True),
+        ("CC0; whether now known or unknown", True),
+        ("Academic Free License 3.0", True),
+        ("trained here on the captions of the data set; the licence of those captions applies", True),
+        *((text, False) for text in sorted({*LICENCES.values()})),
+        *((text, False) for text in ("CC_BY_NC_4.0", "research-only", "for research purposes only", "n/a", "", None)),
+        *((text, False) for text in ("non–commercial", "not for commercial use", "evaluation only", "Unknown")),
+    ],
+)
+def test_licences_that_occur(tmp_path, text, passes):
+    assert licences_of(tmp_path, {"licences": {"data": text, "code": "Apache-2.0"}}).passed is passes
+
+
+def test_the_licence_of_imported_weights_counts(tmp_path):
+    card = {"licences": {"code": "Apache-2.0"}, "imported": {"file": "x", "licence": "CC BY-NC 4.0"}}
+    assert licences_of(tmp_path, card).found == "imported weights is 'CC BY-NC 4.0'"
+
+
+def licences_of(folder: Path, card: dict[str, Any]) -> gates.Gate:
+    candidate = Candidate(method="lseg", version="1", run_id="1", tags={}, folder=folder, pyfunc=folder, card=card)
+    return gates.licences(candidate, parse_settings(read_values(SOURCE)).promotion)
 
 
 def test_a_damaged_version_and_one_of_another_signature(registry, tree):
@@ -224,6 +361,7 @@ def test_measured_again_is_what_was_recorded(tree, method):
 def test_production_of_other_data_is_evaluated_again(registry, tree, quick):
     """Its weights are those of the challenger, so it scores the same, whatever was recorded of it."""
     change(tree / "params.yaml", {"promotion": {"floors": {"lseg": {"miou": 0.0}}}})
+    change(tree / "params.yaml", {"promotion": {"least_pictures": 4}})
     registry.add(0.9, change=other_data)
     promoted(tree)
     (record,) = [record for record in gather(tree) if record.method == "lseg"]
@@ -257,10 +395,10 @@ def test_rolls_back_and_tells_the_story(registry, tree, quick):
     assert rollback(tree, "lseg", to="3", asked=ASKED).decision.after == "3"
     with pytest.raises(PromotionError, match="to version 4"):
         rollback(tree, "lseg", to="4", asked=ASKED)
-    entries, production = read_history(tree, "lseg")
-    assert production == "3"
-    assert faults(entries, production) == []
-    text = "\n".join(story_lines("lseg", entries, production))
+    found = read_history(tree, "lseg")
+    assert found.production == "3"
+    assert faults(found) == []
+    text = "\n".join(story_lines(found))
     for said in (
         "1  20",
         "promoted version 1 (before: nothing), asked by ann (a test)",
@@ -272,18 +410,30 @@ def test_rolls_back_and_tells_the_story(registry, tree, quick):
         assert said in text, text
 
 
-def test_history_tells_of_what_was_altered_and_moved(registry, tree, quick):
+def test_history_tells_of_what_was_altered_removed_and_moved(registry, tree, quick):
     for skill in (0.5, 0.65, 0.8):
         registry.add(skill)
         promoted(tree)
     store = connect(tree)
-    entries, _ = read_history(tree, "lseg")
-    altered = replace(entries[1].decision, asked={"by": "nobody"})
-    store.client.set_tag(entries[1].run_id, "lexiseg.decision", altered.to_text())
+    first, second, third = read_history(tree, "lseg").entries
+    altered = replace(second.decision, asked={"by": "nobody"})
+    store.client.set_tag(second.run_id, "lexiseg.decision", altered.to_text())
+    store.client.set_tag(third.run_id, "lexiseg.decision", "{")
     store.client.set_registered_model_alias("lexiseg-lseg", "production", "1")
-    found = faults(*read_history(tree, "lseg"))
-    assert found[0] == "the record before decision 3 was altered or removed"
-    assert "the alias was moved by other hands" in found[1]
+    found = faults(read_history(tree, "lseg"))
+    assert found[:2] == ["the record of decision 2 was altered", "the record of decision 3 was altered"]
+    # What is deleted on MLflow's pages is still read.
+    store.client.set_tag(second.run_id, "lexiseg.decision", second.decision.to_text())
+    store.client.set_tag(third.run_id, "lexiseg.decision", third.decision.to_text())
+    store.client.delete_run(first.run_id)
+    experiment = store.client.get_experiment_by_name("lexiseg-promotions")
+    assert experiment is not None
+    store.client.delete_experiment(experiment.experiment_id)
+    found = read_history(tree, "lseg")
+    assert [entry.decision.number for entry in found.entries] == [1, 2, 3]
+    assert faults(found) == [
+        "version 1 is production, and the last decision left version 3: the alias was moved by other hands"
+    ]
 
 
 def test_an_alias_that_others_moved_meanwhile(registry, tree, quick):
@@ -309,7 +459,7 @@ def test_looks_at_the_same_labels_are_counted(registry, tree, quick):
     for skill in (0.5, 0.4, 0.4):
         registry.add(skill)
         promoted(tree)
-    entries, _ = read_history(tree, "lseg")
+    entries = read_history(tree, "lseg").entries
     assert [entry.decision.evidence["earlier_looks"] for entry in entries] == [0, 1, 2]
 
 
@@ -318,7 +468,7 @@ def test_what_cannot_be_asked(registry, tree, quick):
         examine(tree, "unet", say=quiet)
     with pytest.raises(TrackingError, match="no registered model"):
         examine(tree, "lseg", say=quiet)
-    with pytest.raises(TrackingError, match="no registered model"):
+    with pytest.raises(PromotionError, match="no way back from no version"):
         rollback(tree, "lseg", asked=ASKED)
     registry.add(0.5)
     with pytest.raises(TrackingError, match="has no version 7"):
@@ -326,7 +476,7 @@ def test_what_cannot_be_asked(registry, tree, quick):
     promoted(tree)
     with pytest.raises(PromotionError, match="version 1 of lseg is production already"):
         examine(tree, "lseg", say=quiet)
-    assert story_lines("tcl", *read_history(tree, "tcl")) == ["tcl: nothing was decided yet, no version is production"]
+    assert story_lines(read_history(tree, "tcl")) == ["tcl: nothing was decided yet, no version is production"]
 
 
 def test_the_card_of_a_version(registry, tree):
@@ -360,7 +510,7 @@ def test_a_record_too_long_for_mlflow_is_shortened(registry, tree, quick):
     decision = promoted(tree)
     assert decision.outcome == "refused"
     assert len(decision.to_text()) <= 8000
-    assert faults(*read_history(tree, "lseg")) == []
+    assert faults(read_history(tree, "lseg")) == []
 
 
 def test_who_asks_is_the_user_that_mlflow_knows(monkeypatch):
@@ -374,7 +524,7 @@ def test_the_numbers_of_a_decision_can_be_compared(registry, tree, quick):
     registry.add(0.8)
     promoted(tree)
     store = connect(tree)
-    entry = read_history(tree, "lseg")[0][-1]
+    entry = read_history(tree, "lseg").entries[-1]
     run = store.client.get_run(entry.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.metrics["difference/estimate"] == entry.decision.evidence["difference"]["estimate"]

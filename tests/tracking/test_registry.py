@@ -184,6 +184,14 @@ def test_a_model_on_a_server_is_downloaded_once(tree, published, monkeypatch):
     assert again == first
     assert [path for path in downloads if path != "MLmodel"] == ["artifacts/register"]
     assert [path.name for path in first.parent.iterdir()] == [first.name]
+    downloads.clear()
+    address = "models:/lexiseg-lseg@challenger"
+    whole = registry.download_pyfunc(*registry.find_version(address, tree.root), tree.root)
+    assert whole == registry.download_pyfunc(*registry.find_version(address, tree.root), tree.root)
+    assert {"MLmodel", "pyfunc_model.py", "input_example.json"} < {path.name for path in whole.iterdir()}
+    assert hash_tree(whole / "artifacts/register") == hash_tree(first)
+    assert [path for path in downloads if path != "MLmodel"] == [""]
+    assert [path.name for path in whole.parent.iterdir()] == [whole.name]
 
 
 @pytest.mark.parametrize(

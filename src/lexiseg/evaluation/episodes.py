@@ -169,7 +169,7 @@ def evaluate_episodes(
         found = best[0].numpy()
         counted = meter.update(found, is_class, ignored, name, times=times[pair])
         of_class = np.arange(len(asked.classes)) == asked.classes.index(name)
-        by_image.add(id, **{key: n * of_class for key, n in zip(_COUNTED, counted, strict=True)})
+        by_image.add(sample, **{key: n * of_class for key, n in zip(_COUNTED, counted, strict=True)})
         if number in wanted:
             label = 1 + asked.classes.index(name)
             examples.append(

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from lexiseg.storage import atomic_path
 
-# Only pairs with a pixel have a row: a picture shows few of the classes.
+# Only pairs with a pixel have a row, since a picture shows few of the classes; and the first class of every picture.
 SCHEMA = pa.schema(
     {
         "id": pa.string(),
@@ -33,7 +33,7 @@ class ImageCounts:
     """What was counted in each picture.
 
     Attributes:
-        ids: of the I pictures (or episodes) with a labelled pixel.
+        ids: of the I pictures.
         classes: the C names.
         intersection, true, predicted: (I, C) int64 pixels. The IoU of a class is
             sum(intersection) / (sum(true) + sum(predicted) - sum(intersection)), over any set of pictures.
@@ -66,25 +66,25 @@ class ImageCounter:
 
     def __init__(self, classes: Sequence[str]) -> None:
         self._classes = tuple(classes)
-        self._ids: list[str] = []
-        self._rows: list[np.ndarray] = []
+        self._rows: dict[str, np.ndarray] = {}
 
     def add(self, id: str, *, intersection: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> None:
-        """Add one picture, (C,) pixels each; one without any labelled pixel is passed over."""
-        if true.any():
-            self._ids.append(id)
-            self._rows.append(np.stack([intersection, true, predicted]))
+        """Add (C,) pixels each to a picture; it may be asked several times (episodes)."""
+        counted = np.stack([intersection, true, predicted])
+        self._rows[id] = self._rows[id] + counted if id in self._rows else counted
 
     def result(self) -> ImageCounts:
         """Everything that was added."""
         size = len(self._classes)
-        counts = np.stack(self._rows) if self._rows else np.zeros((0, 3, size), np.int64)
-        return ImageCounts(tuple(self._ids), self._classes, counts[:, 0], counts[:, 1], counts[:, 2])
+        counts = np.stack([*self._rows.values()]) if self._rows else np.zeros((0, 3, size), np.int64)
+        return ImageCounts(tuple(self._rows), self._classes, counts[:, 0], counts[:, 1], counts[:, 2])
 
 
 def write_image_counts(path: Path, counts: ImageCounts) -> None:
     """Write counts as parquet: a row per picture and class with a pixel, in their order."""
-    images, classes = np.nonzero(counts.union)
+    kept = counts.union > 0
+    kept[:, :1] = True
+    images, classes = np.nonzero(kept)
     table = pa.table(
         {
             "id": [counts.ids[image] for image in images],

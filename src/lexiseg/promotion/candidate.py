@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from lexiseg.evaluation.image_counts import ImageCounts, read_image_counts
+from lexiseg.evaluation.metrics import mean_over
+from lexiseg.promotion.bootstrap import pooled_iou
 from lexiseg.storage import read_json
-from lexiseg.tracking.registry import CONTENT, download_model, download_pyfunc, find_version, model_name
+from lexiseg.tracking.registry import download_pyfunc, find_version, model_folder_in, model_name
 from lexiseg.tracking.store import Store, tracking_errors
 
 TABLES = "evaluate/tables"
+SAME = 1e-6  # of two mIoU of one model
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +45,7 @@ class Candidate:
     @property
     def data_digest(self) -> str:
         """Hash of the prepared data that it was evaluated on."""
-        return self.card["data"]["content_digest"]
+        return self.card.get("data", {}).get("content_digest", "unknown")
 
     @property
     def protocol(self) -> Mapping[str, Any]:
@@ -93,13 +96,13 @@ def read_candidate(root: Path, method: str, which: str) -> Candidate:
         ModelError: the version is no model of lexiseg.
     """
     store, found = find_version(f"models:/{model_name(method)}{which}", root)
-    uri = f"models:/{found.name}/{found.version}"
-    folder, pyfunc = download_model(uri, root), download_pyfunc(store, found, root)
+    pyfunc = download_pyfunc(store, found, root)
+    folder = model_folder_in(pyfunc)
     return Candidate(
         method=method,
         version=str(found.version),
         run_id=str(found.run_id),
-        tags=dict(found.tags) | {CONTENT: found.tags.get(CONTENT, "unknown")},
+        tags=dict(found.tags),
         folder=folder,
         pyfunc=pyfunc,
         card=read_json(folder / "card.json"),
@@ -107,9 +110,13 @@ def read_candidate(root: Path, method: str, which: str) -> Candidate:
 
 
 def recorded_scores(store: Store, candidate: Candidate, split: str) -> Scores | None:
-    """What the run of a version recorded of a split; None where it did not, or not by picture."""
-    metrics = candidate.card["metrics"].get(split)
-    if metrics is None:
+    """What the run of a version recorded of a split; None where it did not, not by picture, or of another model.
+
+    A run is known by settings, data and code. A training that is repeated on another machine has the same run and
+    other weights, so the counts have to give the score that the version's own card states.
+    """
+    metrics = candidate.card.get("metrics", {}).get(split)
+    if not metrics or metrics.get("miou") is None:
         return None
     with tracking_errors(store.uri), tempfile.TemporaryDirectory() as scratch:
         there = {info.path for info in store.client.list_artifacts(candidate.run_id, TABLES)}
@@ -118,7 +125,9 @@ def recorded_scores(store: Store, candidate: Candidate, split: str) -> Scores | 
             return None
         images, classes = (Path(store.client.download_artifacts(candidate.run_id, path, scratch)) for path in wanted)
         counts = read_counts(images, classes)
-    return Scores(candidate.protocol, candidate.data_digest, counts, metrics, "recorded")
+    scores = Scores(candidate.protocol, candidate.data_digest, counts, metrics, "recorded")
+    found = mean_over(pooled_iou(counts), absent_class=scores.absent_class)
+    return scores if found is not None and abs(found - metrics["miou"]) < SAME else None
 
 
 def read_counts(images: Path, per_class: Path) -> ImageCounts:

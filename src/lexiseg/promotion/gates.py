@@ -16,9 +16,14 @@ from lexiseg.tracking.settings import PromotionSettings
 INFERENCE = frozenset(
     {"sliding_window", "flips", "scales", "refinement", "base_size", "short_side", "window_stride", "max_side"}
 )
-# Words of licences that forbid commercial use, or that say nothing.
-_FORBIDDEN = re.compile(r"\bNC\b|non-?\s?commercial|\bfor research\b|research (use )?only|academic", re.IGNORECASE)
-_UNKNOWN = re.compile(r"^\s*$|not stated|unknown", re.IGNORECASE)
+# Words of licences that forbid commercial use, and such as say nothing of it.
+_FORBIDDEN = re.compile(
+    r"(?<![A-Za-z])NC(?![A-Za-z])|non[\W_]*commercial|not for commercial|commercial use (is )?(prohibited|forbidden)"
+    r"|\bfor (academic )?research\b|research[- ](use )?only|research purposes|for educational|evaluation only"
+    r"|academic (use|purposes)|Flickr's terms",
+    re.IGNORECASE,
+)
+_UNKNOWN = re.compile(r"^\s*(unknown|none|n/?a|todo|proprietary)?\s*$|nothing is stated|not stated", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Gate:
 
 def validation(candidate: Candidate) -> Gate:
     """The data passed validation."""
-    said = candidate.card["data"].get("validation")
+    said = candidate.card.get("data", {}).get("validation")
     if said is None:
         found = "nothing about the validation of the data"
     else:
@@ -59,7 +64,10 @@ def validation(candidate: Candidate) -> Gate:
 
 def licences(candidate: Candidate, settings: PromotionSettings) -> Gate:
     """No ingredient forbids what the model is to be used for."""
-    used = {part: text for part, text in candidate.card["licences"].items() if not _is_absent(candidate, part, text)}
+    stated = dict(candidate.card["licences"])
+    if "imported" in candidate.card:  # what the graph went on from
+        stated.setdefault("imported weights", candidate.card["imported"].get("licence"))
+    used = {part: text for part, text in stated.items() if not _is_absent(candidate, part, text)}
     faults = []
     for part, text in used.items():
         if _UNKNOWN.search(text or ""):
@@ -127,15 +135,25 @@ def _budget(name: str, costs: Mapping[str, float] | str, *, limit: float, unit: 
     )
 
 
-def evaluated(scores: Scores | None, settings: PromotionSettings) -> Gate:
-    """Its scores were recorded by picture, on the split that is compared; without them the gates below say nothing."""
+def evaluated(scores: Scores | str, settings: PromotionSettings) -> Gate:
+    """There are scores by picture, on the split that is compared; without them the gates below say nothing.
+
+    Args:
+        scores: of the version; in words why there are none.
+        settings: the gates.
+    """
+    if isinstance(scores, str):
+        found = scores
+    else:
+        found = f"{len(scores.counts.ids)} pictures{' (evaluated again)' if scores.measured == 'again' else ''}"
     return _gate(
         "evaluated",
-        scores is not None,
-        found=f"no scores by picture on {settings.split}" if scores is None else f"{len(scores.counts.ids)} pictures",
-        allowed=f"an evaluation with labels on {settings.split}, recorded by picture",
-        fix=f"let `evaluate.splits` hold {settings.split}, or set `promotion.split` to one that it holds; then "
-        "`dvc repro` and `lexiseg sync`",
+        not isinstance(scores, str),
+        found=found,
+        allowed=f"an evaluation with labels on {settings.split}, recorded by picture by the run of this very model, or "
+        "its data in outputs/prepare, on which it is evaluated again",
+        fix=f"let `evaluate.splits` hold {settings.split}, or set `promotion.split` to one that it holds and that has "
+        "labels; then `dvc repro` and `lexiseg sync`. What has no labels cannot be promoted on evidence",
     )
 
 
@@ -165,7 +183,12 @@ def floors(method: str, scores: Scores, settings: PromotionSettings) -> Gate:
 
 
 def comparable(
-    challenger: Scores, production: Scores | str | None, settings: PromotionSettings, *, version: str | None
+    challenger: Scores,
+    production: Scores | str | None,
+    settings: PromotionSettings,
+    *,
+    method: str,
+    version: str | None,
 ) -> Gate:
     """Both were counted under one protocol, on the same data and the same pictures.
 
@@ -173,6 +196,7 @@ def comparable(
         challenger: its scores.
         production: those of the production model; in words why there are none; None: there is no such model.
         settings: the gates.
+        method: such as "lseg".
         version: of the production model.
     """
     faults = []
@@ -180,6 +204,8 @@ def comparable(
         faults.append(production)
     elif production is not None:
         faults += differences(challenger, production, same_inference=settings.same_inference)
+        if len(challenger.counts.ids) < settings.least_pictures:
+            faults.append(f"{len(challenger.counts.ids)} pictures, of at least {settings.least_pictures}")
     how = "the same protocol" if settings.same_inference else "the same protocol, apart from how each model predicts"
     if version is None:
         found = "there is no production model to compare with"
@@ -195,11 +221,11 @@ def comparable(
         "comparable",
         not faults,
         found="; ".join(faults) or found,
-        allowed=f"{how}, the same data and the same pictures",
+        allowed=f"{how}, the same data and the same pictures, at least {settings.least_pictures}",
         fix="evaluate both under one protocol on one data set: `dvc repro` with the settings of production, or let "
         "this checkout hold the challenger's data (outputs/prepare), on which production is evaluated again; where "
         "only windows, flips, scales or refinement differ, `promotion.same_inference: false` takes them as the "
-        "model's own",
+        f"model's own. What can never be compared takes production's place after `lexiseg retire {method}`",
     )
 
 

@@ -19,6 +19,7 @@ from lexiseg.stages.settings import parse_settings, read_values
 from lexiseg.storage import read_json
 
 PREPARED = "outputs/prepare"
+LONGEST_SECONDS = 900.0
 
 
 def check_loading(candidate: Candidate) -> dict[str, str | None]:
@@ -48,20 +49,27 @@ def measure_costs(root: Path, candidate: Candidate, split: str) -> dict[str, flo
 
 def _ask(module: str, *arguments: str, folder: Path) -> Any:
     """What a module prints as JSON when it runs as a program; in words, why it printed none."""
-    done = subprocess.run(
-        [sys.executable, "-m", module, *arguments], cwd=folder, env=_environment(), capture_output=True, text=True
-    )
+    command = [sys.executable, "-m", module, *arguments]
+    try:
+        done = subprocess.run(
+            command, cwd=folder, env=_environment(), capture_output=True, text=True, timeout=LONGEST_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return f"no answer within {LONGEST_SECONDS:.0f} s"
     try:
         return json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
-        said = done.stderr.strip().splitlines()
-        return f"exit code {done.returncode}: {said[-1][:300] if said else 'it said nothing'}"
+        said = done.stderr.strip()
+        _, mark, ours = said.rpartition("found: ")  # of an error of lexiseg, its first part
+        text = ours.splitlines()[0] if mark else (said.splitlines() or ["it said nothing"])[-1]
+        return f"exit code {done.returncode}: {text[:300]}"
 
 
 def _environment() -> dict[str, str]:
-    # The package of this working tree, also for copies that are not installed.
+    # The package of this working tree, also for copies that are not installed; and none of MLflow's passwords.
     package = str(Path(__file__).parents[2])
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_TRACKING_")}
+    return kept | {"PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))}
 
 
 def measure_again(root: Path, candidate: Candidate, split: str) -> Scores:
@@ -106,9 +114,9 @@ def measure_again(root: Path, candidate: Candidate, split: str) -> Scores:
         images = tables / f"{split}_images.parquet"
         if not images.is_file():
             raise PromotionError(
-                found=f"nothing was compared with labels on {split}",
-                allowed="a split with labels",
-                fix="set `promotion.split` to one that has them",
+                found=f"nothing is compared with labels on {split} under {metrics['protocol']['name']}",
+                allowed="a protocol and a split with labels",
+                fix="set `promotion.split` to a split that has them",
             )
         return Scores(
             protocol=metrics["protocol"],

@@ -9,20 +9,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lexiseg.errors import PromotionError
+from lexiseg.errors import ModelError, PromotionError
 from lexiseg.methods import METHODS
 from lexiseg.promotion import gates
 from lexiseg.promotion.bootstrap import Difference, paired_difference
 from lexiseg.promotion.candidate import TABLES, Candidate, Scores, read_candidate, recorded_scores
 from lexiseg.promotion.gates import Gate
 from lexiseg.promotion.measuring import check_loading, measure_again, measure_costs
-from lexiseg.promotion.story import earlier_production
+from lexiseg.promotion.story import History, earlier_production
 from lexiseg.provenance import hardware
 from lexiseg.stages.settings import parse_settings, read_values
 from lexiseg.tracking.card import PER_CLASS, model_card
-from lexiseg.tracking.claims import take_turn, user_name
+from lexiseg.tracking.claims import seals, take_turn, user_name
 from lexiseg.tracking.decisions import Entry, production_of, read_entries
-from lexiseg.tracking.registry import CHALLENGER, find_version, model_name
+from lexiseg.tracking.registry import CHALLENGER, model_name
 from lexiseg.tracking.settings import PromotionSettings
 from lexiseg.tracking.store import Store, connect, tracking_errors
 
@@ -70,8 +70,9 @@ def examine(root: Path, method: str, *, version: str | None = None, say: Say = p
         say: is told of each gate as soon as it is known.
 
     Raises:
-        PromotionError: the version is production already, or no such method.
+        PromotionError: the version is production already, production was emptied by other hands, or no such method.
         TrackingError: MLflow is out of reach, or there is no such version.
+        ModelError: the version is no model of lexiseg, or damaged beyond reading.
     """
     check_method(method)
     values = parse_settings(read_values(root))
@@ -87,7 +88,9 @@ def examine(root: Path, method: str, *, version: str | None = None, say: Say = p
             allowed="another version",
             fix=f"`lexiseg history {method}` shows how it came; `dvc repro` and `lexiseg sync` make a new challenger",
         )
-    production = read_candidate(root, method, f"/{before}") if before else None
+    if before is None:
+        _refuse_if_emptied(store, method, entries)
+    production = _read_production(root, method, before)
     done: list[Gate] = []
 
     def add(gate: Gate) -> None:
@@ -102,13 +105,16 @@ def examine(root: Path, method: str, *, version: str | None = None, say: Say = p
     costs = measure_costs(root, candidate, split)
     add(gates.latency(costs, settings))
     add(gates.memory(costs, settings))
-    ours = recorded_scores(store, candidate, split)
+    ours = _scores(root, store, candidate, split)
     add(gates.evaluated(ours, settings))
     theirs, measured = None, None
-    if ours is not None:
+    if isinstance(ours, Scores):
         add(gates.floors(method, ours, settings))
-        theirs = None if production is None else _production_scores(root, store, production, ours, settings, split)
-        add(gates.comparable(ours, theirs, settings, version=before))
+        if isinstance(production, Candidate):
+            theirs = _production_scores(root, store, production, ours, settings, split)
+        else:
+            theirs = production
+        add(gates.comparable(ours, theirs, settings, method=method, version=before))
         if isinstance(theirs, Scores) and done[-1].passed:
             measured = paired_difference(
                 ours.counts,
@@ -146,6 +152,8 @@ def decide(root: Path, examination: Examination, *, asked: Mapping[str, str], ap
         passed, reason = examination.passed, examination.reason
         if approval is not None and passed:
             passed, reason = False, approval
+        if passed and version not in _versions(store, method):
+            passed, reason = False, f"version {version} was deleted after it was examined"
         if turn.production != examination.production:
             by = _maker(turn.entries, turn.production)
             passed = False
@@ -183,11 +191,11 @@ def rollback(root: Path, method: str, *, to: str | None = None, asked: Mapping[s
     check_method(method)
     store = connect(root)
     with tracking_errors(store.uri):
-        find_version(f"models:/{model_name(method)}@{CHALLENGER}", root)  # raises where the model is unknown
         production, entries = production_of(store, method), read_entries(store, method)
     earlier = earlier_production(entries, production)
     target = to or (earlier[-1] if earlier else None)
-    served = [entry.decision.after for entry in entries if _changed(entry)]
+    changes = [entry.decision for entry in entries if _changed(entry)]
+    served = [version for one in changes for version in (one.before, one.after)]
     if target is None or target not in served or target == production:
         known = list(dict.fromkeys(version for version in served if version not in (None, production)))
         raise PromotionError(
@@ -218,8 +226,36 @@ def rollback(root: Path, method: str, *, to: str | None = None, asked: Mapping[s
         )
 
 
-def read_history(root: Path, method: str) -> tuple[list[Entry], str | None]:
-    """The decisions on a method, oldest first, and the version that is production now.
+def retire(root: Path, method: str, *, asked: Mapping[str, str], reason: str) -> Entry:
+    """Leave a method without a production model, so that the next version is judged as the first was.
+
+    For models that cannot be compared with what comes, such as STEGO's with another number of clusters.
+
+    Args:
+        root: the working tree.
+        method: such as "lseg".
+        asked: who or what asks.
+        reason: in words.
+
+    Raises:
+        PromotionError: there is no production model, or no such method.
+        TrackingError: MLflow is out of reach.
+    """
+    check_method(method)
+    store = connect(root)
+    with tracking_errors(store.uri):
+        if production_of(store, method) is None:
+            raise PromotionError(
+                found=f"no production model of {method}",
+                allowed="a method that has one",
+                fix=f"`lexiseg history {method}` tells what was",
+            )
+        with take_turn(store, method) as turn:
+            return turn.make("retired", version=turn.production, after=None, reason=reason, asked=dict(asked))
+
+
+def read_history(root: Path, method: str) -> History:
+    """Everything that was decided on a method, and the version that is production now.
 
     Raises:
         PromotionError: no such method.
@@ -228,7 +264,12 @@ def read_history(root: Path, method: str) -> tuple[list[Entry], str | None]:
     check_method(method)
     store = connect(root)
     with tracking_errors(store.uri):
-        return read_entries(store, method), production_of(store, method)
+        return History(
+            method=method,
+            entries=tuple(read_entries(store, method)),
+            production=production_of(store, method),
+            seals=seals(store, method),
+        )
 
 
 def read_card(root: Path, method: str, *, version: str | None = None) -> str:
@@ -274,6 +315,44 @@ def check_method(method: str) -> None:
         raise PromotionError(found=f"no method {method!r}", allowed=", ".join(METHODS), fix="name one of these")
 
 
+def _scores(root: Path, store: Store, candidate: Candidate, split: str) -> Scores | str:
+    """What a version scored: as its run recorded it, or measured again; or why not."""
+    recorded = recorded_scores(store, candidate, split)
+    if recorded is not None:
+        return recorded
+    try:
+        return measure_again(root, candidate, split)
+    except PromotionError as error:
+        return f"no scores of this model by picture on {split} were recorded, and {error.found}"
+
+
+def _read_production(root: Path, method: str, version: str | None) -> Candidate | str | None:
+    """The production model; why it cannot be read; None: there is none."""
+    if version is None:
+        return None
+    try:
+        return read_candidate(root, method, f"/{version}")
+    except ModelError as error:
+        return f"production, version {version}, is damaged: {error.found}"
+
+
+def _refuse_if_emptied(store: Store, method: str, entries: Sequence[Entry]) -> None:
+    """An alias that was removed by hand must not switch the comparison off."""
+    last = next((entry.decision for entry in reversed(entries) if _changed(entry)), None)
+    if last is not None and last.after is not None and last.after in _versions(store, method):
+        raise PromotionError(
+            found=f"no version of {method} is production, though decision {last.number} left version {last.after}: the "
+            "alias was removed by other hands",
+            allowed="production as it was decided",
+            fix=f"`lexiseg rollback {method} --to {last.after}` puts it back; where there is to be none, "
+            f"`lexiseg retire {method}` says so after that",
+        )
+
+
+def _versions(store: Store, method: str) -> set[str]:
+    return {str(one.version) for one in store.client.search_model_versions(f"name = '{model_name(method)}'")}
+
+
 def _production_scores(
     root: Path, store: Store, production: Candidate, ours: Scores, settings: PromotionSettings, split: str
 ) -> Scores | str:
@@ -281,7 +360,8 @@ def _production_scores(
     recorded = recorded_scores(store, production, split)
     if recorded is not None:
         fields = gates.different_fields(ours, recorded)
-        own = bool(fields) and set(fields) <= gates.INFERENCE  # how it predicts: it would be the same again
+        # Where it predicts in a way that is its own, it would do so again.
+        own = settings.same_inference and bool(fields) and set(fields) <= gates.INFERENCE
         if own or not gates.differences(ours, recorded, same_inference=settings.same_inference):
             return recorded
     try:
@@ -293,8 +373,8 @@ def _production_scores(
 
 def _evidence(
     candidate: Candidate,
-    production: Candidate | None,
-    ours: Scores | None,
+    production: Candidate | str | None,
+    ours: Scores | str,
     theirs: Scores | str | None,
     measured: Difference | None,
     costs: Mapping[str, float] | str,
@@ -305,12 +385,12 @@ def _evidence(
     found: dict[str, Any] = {
         "split": settings.split,
         "challenger": candidate.identity(),
-        "production": None if production is None else production.identity(),
+        "production": production.identity() if isinstance(production, Candidate) else None,
         "costs": costs,
         "hardware": hardware(),
         "earlier_looks": looks,
     }
-    if ours is not None:
+    if isinstance(ours, Scores):
         found |= {"protocol": ours.protocol["hash"], "miou": {"challenger": ours.metrics.get("miou")}}
         if isinstance(theirs, Scores):
             found["miou"]["production"] = theirs.metrics.get("miou")

@@ -5,7 +5,7 @@ metrics.json                        {"method", "protocol": {name, hash, card}, "
                                     (null: none) and the split whose labels say so, both null without labels; all
                                     classes
 tables/<split>_per_class.csv        a row per class, of clusters without the column `seen`
-tables/<split>_images.parquet       pixels by picture (or episode) and class (`lexiseg.evaluation.image_counts`)
+tables/<split>_images.parquet       pixels by picture and class (`lexiseg.evaluation.image_counts`)
 tables/<split>_confusions.csv       the most frequent mistakes (not of episodes, where classes do not compete)
 tables/<split>_clusters.csv         a row per cluster
 tables/<split>_cluster_classes.csv  labelled pixels by cluster (rows) and class

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import statistics
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from typing import Any
 from lexiseg.storage import read_json
 from lexiseg.tracking.store import Store
 
-MAX_TEXT = 5000  # characters of a version's description
 _NAMES = 40  # of a vocabulary; larger ones are cut
 _WORST = 5
 STRESS, PER_CLASS = "stress", "_per_class.csv"
@@ -37,7 +37,7 @@ def model_card(
         per_class: split -> table of the stage evaluate with a row per class.
 
     Returns:
-        Markdown of at most `MAX_TEXT` characters.
+        Markdown.
     """
     card, vocabulary = read_json(folder / "card.json"), read_json(folder / "vocabulary.json")
     run = store.client.get_run(run_id)
@@ -52,8 +52,7 @@ def model_card(
         *_licences(card),
         *_use(name, version, vocabulary),
     ]
-    text = "\n".join(lines)
-    return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 2]}\n…"
+    return "\n".join(lines)
 
 
 def _data(card: Mapping[str, Any], run: Any) -> list[str]:
@@ -123,7 +122,7 @@ def _limits(card: Mapping[str, Any], per_class: Mapping[str, Path]) -> list[str]
 
 
 def _licences(card: Mapping[str, Any]) -> list[str]:
-    rows = [f"- {part}: {text or 'not stated'}" for part, text in card["licences"].items()]
+    rows = [f"- {part}: {textwrap.shorten(text or 'not stated', 300)}" for part, text in card["licences"].items()]
     return ["", "## Licences of its ingredients", *rows]
 
 

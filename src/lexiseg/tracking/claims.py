@@ -15,6 +15,7 @@ import os
 import platform
 import re
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,11 +40,13 @@ from lexiseg.tracking.decisions import (
 )
 from lexiseg.tracking.store import Store
 
-OWNER, ENDED = "lexiseg.owner", "lexiseg.ended"
+OWNER, SEAL = "lexiseg.owner", "lexiseg.decision_hash"
 # A claim on another machine whose process cannot be looked at. It takes seconds; clocks may differ by a minute.
 LEASE_SECONDS = 180.0
 PATIENCE_SECONDS = 240.0
 _POLL_SECONDS = 0.5
+# Claims of this process: one with its number that is not here was left over.
+_held: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -88,11 +91,12 @@ class Turn:
                 **said,
             )
         )
-        run_id = write_decision(self.store, decision)
+        write_decision(self.store, decision)
         mine = next(one for one in read_entries(self.store, self.method) if one.decision.number == self.number)
-        if mine.run_id != run_id:
+        # By what it says: a request whose answer was lost is repeated, and then there are two runs of one decision.
+        if mine.decision.hash != decision.hash:
             raise _lost(self.method, self.number)
-        return Entry(mine.decision, run_id, carry_out(self.store, mine))
+        return Entry(mine.decision, mine.run_id, carry_out(self.store, mine))
 
 
 @contextmanager
@@ -113,8 +117,14 @@ def take_turn(store: Store, method: str) -> Iterator[Turn]:
             entries=tuple(read_entries(store, method)),
         )
     finally:
+        _held.discard(json.loads(claim.tags[OWNER])["nonce"])
         # Also after an error: what was written is carried out, and what was not is void.
         _settle(store, method, claim)
+
+
+def seals(store: Store, method: str) -> dict[int, str]:
+    """Number -> hash of each decision, as its claim kept it when it ended."""
+    return {_number(claim.name): claim.tags[SEAL] for claim in _claims(store, method) if SEAL in claim.tags}
 
 
 def _now() -> str:
@@ -148,15 +158,20 @@ def _claim(store: Store, method: str) -> Any:
 
 def _try_to_claim(store: Store, method: str, number: int) -> Any:
     """The claim of this number, or None where somebody else was quicker."""
-    name = f"promotion-{method}-{number}"
+    name, owner = f"promotion-{method}-{number}", _owner()
+    _held.add(owner["nonce"])
     try:
         # The owner comes with the name, in one request: a claim without one would belong to nobody.
-        store.client.create_experiment(name, tags={OWNER: json.dumps(_owner())})
+        store.client.create_experiment(name, tags={OWNER: json.dumps(owner)})
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-        return None
-    return store.client.get_experiment_by_name(name)
+    claim = store.client.get_experiment_by_name(name)
+    # Also where it was there already: the request may have been repeated because its answer was lost.
+    if claim is not None and json.loads(claim.tags[OWNER])["nonce"] == owner["nonce"]:
+        return claim
+    _held.discard(owner["nonce"])
+    return None
 
 
 def _settle(store: Store, method: str, claim: Any) -> None:
@@ -175,14 +190,14 @@ def _settle(store: Store, method: str, claim: Any) -> None:
             after=production,
             reason=f"process {owner['pid']} on {owner['host']} ended before it had decided; nothing was changed",
             asked={"by": owner["user"], "host": owner["host"], "through": "lexiseg"},
-            time=_now(),
+            # Of the claim, so that two who settle it write the same.
+            time=datetime.fromtimestamp(claim.creation_time / 1000, UTC).isoformat(timespec="seconds"),
             previous=_hash_of_last(entries),
         )
         entry = Entry(void, write_decision(store, void), None)
-    if entry.carried_out is None:
-        carry_out(store, entry)
+    carry_out(store, entry)
     if _is_open(store.client.get_experiment(claim.experiment_id)):
-        store.client.set_experiment_tag(claim.experiment_id, ENDED, _now())
+        store.client.set_experiment_tag(claim.experiment_id, SEAL, entry.decision.hash)
         try:
             store.client.delete_experiment(claim.experiment_id)
         except MlflowException as error:
@@ -224,6 +239,7 @@ def _owner() -> dict[str, Any]:
         "machine": _machine(),
         "pid": process.pid,
         "started": process.create_time(),
+        "nonce": uuid.uuid4().hex,
     }
 
 
@@ -242,15 +258,19 @@ def _machine() -> str:
 
 
 def _is_open(claim: Any) -> bool:
-    return claim.lifecycle_stage == "active" and ENDED not in claim.tags
+    return claim.lifecycle_stage == "active" and SEAL not in claim.tags
 
 
 def _is_alive(claim: Any) -> bool:
     owner = json.loads(claim.tags[OWNER])
     if owner["machine"] != _machine():
         return time.time() - claim.creation_time / 1000 < LEASE_SECONDS
+    if owner["pid"] == os.getpid():
+        return owner["nonce"] in _held
     try:
-        return abs(psutil.Process(owner["pid"]).create_time() - owner["started"]) < 1.0
+        process = psutil.Process(owner["pid"])
+        same = abs(process.create_time() - owner["started"]) < 1.0
+        return same and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
@@ -259,5 +279,5 @@ def _lost(method: str, number: int) -> PromotionError:
     return PromotionError(
         found=f"promotion-{method}-{number} was ended by another process while this one stood still",
         allowed=f"a decision within {LEASE_SECONDS:.0f} s of its claim",
-        fix="repeat it; nothing was changed",
+        fix=f"`lexiseg history {method}` says what is decided; then repeat it",
     )

@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any, Literal
 
-from mlflow.entities import RunStatus
+from mlflow.entities import RunStatus, ViewType
+from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from lexiseg.storage import sha256_of_json
@@ -29,7 +31,7 @@ MAX_RECORD = 8000  # characters of a tag
 _TEXTS = 400  # characters of a part of a gate, where a record would get too long
 _PAGE = 1000
 
-Outcome = Literal["promoted", "refused", "rolled back", "void"]
+Outcome = Literal["promoted", "refused", "rolled back", "retired", "void"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Decision:
     Attributes:
         method: such as "lseg".
         number: counted from 1 for each method; a number may be left out, and is never used twice.
-        outcome: what was decided; void: who began it ended before deciding.
+        outcome: what was decided; retired: there is no production any more; void: who began it ended before deciding.
         version: that was asked about; None for a void one.
         before, after: the version in production; None: there was none.
         reason: in words.
@@ -96,14 +98,18 @@ def shortened(decision: Decision) -> Decision:
         {key: value[:_TEXTS] if isinstance(value, str) else value for key, value in one.items()}
         for one in decision.gates
     ]
-    cut = replace(decision, gates=gates, reason=decision.reason[: 2 * _TEXTS])
+    asked = {key: value[:_TEXTS] for key, value in decision.asked.items()}
+    cut = replace(decision, gates=gates, asked=asked, reason=decision.reason[: 2 * _TEXTS])
     if len(cut.to_text()) <= MAX_RECORD:
         return cut
     return replace(cut, gates=[{"name": one["name"], "passed": one["passed"]} for one in gates])
 
 
 def read_entries(store: Store, method: str) -> list[Entry]:
-    """The decisions on a method, oldest first. Of two with one number, the one that was written first counts."""
+    """The decisions on a method, oldest first, those too whose runs or experiment somebody deleted on MLflow's pages.
+
+    Of two with one number, the one that was written first counts.
+    """
     experiment = store.client.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
         return []
@@ -113,11 +119,12 @@ def read_entries(store: Store, method: str) -> list[Entry]:
         page = store.client.search_runs(
             [experiment.experiment_id],
             filter_string=f"tags.`{METHOD}` = '{method}'",
+            run_view_type=ViewType.ALL,
             max_results=_PAGE,
             page_token=token,
         )
         for run in page:
-            decision = Decision(**json.loads(run.data.tags[RECORD]))
+            decision = _decision_of(run, method)
             entry = Entry(decision, run.info.run_id, run.data.tags.get(CARRIED_OUT))
             first = ((run.info.start_time, run.info.run_id), entry)
             known = found.get(decision.number)
@@ -125,6 +132,25 @@ def read_entries(store: Store, method: str) -> list[Entry]:
         token = page.token
         if not token:
             return [found[number][1] for number in sorted(found)]
+
+
+def _decision_of(run: Any, method: str) -> Decision:
+    try:
+        return Decision(**json.loads(run.data.tags[RECORD]))
+    except (KeyError, TypeError, ValueError) as error:
+        # It stands for itself in the history, whose checks will not fit it.
+        number = run.data.tags.get(NUMBER, "0")
+        return Decision(
+            method=method,
+            number=int(number) if number.isdigit() else 0,
+            outcome="void",
+            version=None,
+            before=None,
+            after=None,
+            reason=f"the record of this decision cannot be read ({type(error).__name__}); its run is {run.info.run_id}",
+            asked={"by": "unknown", "through": "unknown"},
+            time=datetime.fromtimestamp(run.info.start_time / 1000, UTC).isoformat(timespec="seconds"),
+        )
 
 
 def write_decision(store: Store, decision: Decision) -> str:
@@ -136,25 +162,40 @@ def write_decision(store: Store, decision: Decision) -> str:
 
 
 def carry_out(store: Store, entry: Entry) -> str:
-    """Set the alias where the decision says so, and close its run; what was done already is not done again.
+    """Set the alias as the decision says, note that, and close its run; what was done already is not done again.
 
     Returns:
         "yes", or why it was not carried out.
     """
-    decision, client, name = entry.decision, store.client, model_name(entry.decision.method)
-    carried_out = "yes"
-    if decision.after != decision.before and decision.after is not None:
-        now = production_of(store, decision.method)
-        if now == decision.before:
-            client.set_registered_model_alias(name, PRODUCTION, decision.after)
-        elif now != decision.after:
-            carried_out = f"no: production had become {(now and f'version {now}') or 'empty'} by other hands"
+    client, decision, carried_out = store.client, entry.decision, entry.carried_out
     for key, value in _numbers(decision.evidence).items():
         client.log_metric(entry.run_id, key, value)
     client.set_tag(entry.run_id, MLFLOW_RUN_NOTE, _note(decision))
-    client.set_tag(entry.run_id, CARRIED_OUT, carried_out)
+    if carried_out is None:
+        # Noted at once: whoever settles this after a crash must not set again what others have changed since.
+        carried_out = _set_alias(store, decision)
+        client.set_tag(entry.run_id, CARRIED_OUT, carried_out)
     client.set_terminated(entry.run_id, status=RunStatus.to_string(RunStatus.FINISHED))
     return carried_out
+
+
+def _set_alias(store: Store, decision: Decision) -> str:
+    name, before, after = model_name(decision.method), decision.before, decision.after
+    if after == before:
+        return "yes"
+    now = production_of(store, decision.method)
+    if now not in (before, after):
+        return f"no: production had become {f'version {now}' if now else 'empty'} by other hands"
+    try:
+        if after is None:
+            store.client.delete_registered_model_alias(name, PRODUCTION)
+        else:
+            store.client.set_registered_model_alias(name, PRODUCTION, after)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        return f"no: version {after} is gone"
+    return "yes"
 
 
 def production_of(store: Store, method: str) -> str | None:

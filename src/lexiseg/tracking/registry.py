@@ -38,6 +38,7 @@ REQUIREMENTS = (
     "lexiseg", "mlflow", "numpy", "open_clip_torch", "pandas", "pillow", "safetensors", "timm", "tokenizers", "torch",
 )  # fmt: skip
 EXAMPLE_LABELS = 4
+MAX_DESCRIPTION = 5000  # characters that MLflow keeps of a version's description
 
 
 def model_name(method: str) -> str:
@@ -126,6 +127,22 @@ def download_pyfunc(store: Store, found: Any, root: Path) -> Path:
         return _fetch(store, location, "", uri, kept=private_folder(root) / "cache" / "served" / key[:20])
 
 
+def model_folder_in(pyfunc: Path) -> Path:
+    """The model folder inside what `download_pyfunc` gives.
+
+    Raises:
+        ModelError: there is none, or it is not whole.
+    """
+    folder = pyfunc / _folder_inside(pyfunc / MLMODEL_FILE_NAME, str(pyfunc))
+    if not (folder / "card.json").is_file():
+        raise ModelError(
+            found=f"{folder} has no card.json",
+            allowed="a model folder as lexiseg registered it",
+            fix="restore its files in MLflow, or register the model anew (`dvc repro`, `lexiseg sync`)",
+        )
+    return folder
+
+
 def _checked(store: Store, found: Any, uri: str) -> tuple[str, str]:
     """Where a version's artifacts are, and the model folder inside them; raises ModelError where there is none."""
     location = store.client.get_model_version_download_uri(found.name, found.version)
@@ -159,6 +176,8 @@ def _publish_card(store: Store, record: Record, folder: ModelFolder, number: str
         folder=folder.path,
         per_class={table.removesuffix(PER_CLASS): file for table, file in tables.items()},
     )
+    if len(text) > MAX_DESCRIPTION:
+        text = f"{text[: MAX_DESCRIPTION - 2]}\n…"  # `lexiseg card` has all of it
     version = store.client.get_model_version(name, number)
     if version.description == text:
         return []

@@ -19,6 +19,7 @@ class PromotionSettings(Block):
     class_floors: dict[str, dict[str, Share]]
     confidence: float = Field(ge=0.5, lt=1.0)
     margin: float = Field(gt=-1.0, lt=1.0)
+    least_pictures: int = Field(ge=1)
     resamples: int = Field(ge=200, le=100_000)
     same_inference: bool
     latency: float = Field(gt=0.0)
