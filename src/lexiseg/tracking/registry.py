@@ -63,7 +63,7 @@ def publish_model(store: Store, record: Record, run_id: str) -> list[Published]:
     else:
         number = _new_version(store, record, folder, run_id)
         done.append(Published(kind="model", name=name, id=number, action="created"))
-    done += _publish_card(store, record, folder, number, run_id)
+    done += _publish_card(store, record, folder, number)
     aliases = client.get_registered_model(name).aliases
     if str(aliases.get(CHALLENGER)) != number:
         client.set_registered_model_alias(name, CHALLENGER, number)
@@ -163,22 +163,22 @@ def _fetch(store: Store, location: str, inside: str, uri: str, *, kept: Path) ->
     return kept
 
 
-def _publish_card(store: Store, record: Record, folder: ModelFolder, number: str, run_id: str) -> list[Published]:
+def _publish_card(store: Store, record: Record, folder: ModelFolder, number: str) -> list[Published]:
     """Bring the version's description up to date: other seeds may have come."""
     name = model_name(record.method)
+    version = store.client.get_model_version(name, number)
     tables = {Path(path).name: file for path, file in record.files.items() if path.endswith(PER_CLASS)}
     text = model_card(
         store,
         method=record.method,
         name=name,
         version=number,
-        run_id=run_id,
+        run_id=str(version.run_id),  # of equal models that several runs gave, the first
         folder=folder.path,
         per_class={table.removesuffix(PER_CLASS): file for table, file in tables.items()},
     )
     if len(text) > MAX_DESCRIPTION:
         text = f"{text[: MAX_DESCRIPTION - 2]}\n…"  # `lexiseg card` has all of it
-    version = store.client.get_model_version(name, number)
     if version.description == text:
         return []
     store.client.update_model_version(name, number, description=text)
