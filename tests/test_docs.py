@@ -123,7 +123,7 @@ INSTEAD = {
     ),
     'lexiseg retire stego --reason "other clusters from now on"': (
         'lexiseg retire stego --reason "other clusters from now on" || lexiseg history stego',
-        "an example of the help texts: there is no production model in their tree; docs/promotion.md has one",
+        "no model of stego is in production there; tests/promotion/test_promote.py retires one",
     ),
     "lexiseg card lseg": ("lexiseg sync && lexiseg card lseg", "the tree of the help texts has registered nothing"),
     "python flows/promote.py --method stego": (

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from helpers.tiny import encoded, prepared, settings, text_table, timm_backbone, vocabulary_of
+from helpers.tiny import encoded, prepared, settings, text_table, timm_backbone, validated, vocabulary_of
 
 import lexiseg
 from lexiseg.inference import load
@@ -23,7 +23,7 @@ def inputs_of(root, changes):
     """What the graph has before the stage: data, encoders, a trained model and its metrics."""
     prepare = prepared(root, counts={"train": 2, "test": 2})
     encode = encoded(root / "encode", changes=changes, vocabulary=vocabulary_of(prepare))
-    inputs = {"prepare": prepare, "encode": encode}
+    inputs = {"prepare": prepare, "encode": encode, **validated(root)}
     recipe = {"lseg.model.clip_residual": "encode.backbone.source" not in changes}
     train(View(settings(recipe), ["seed", "lseg.model", "lseg.train"]), inputs, root / "train")
     write_json(root / "metrics.json", METRICS)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.official_lseg import clip_state, write_checkpoint
-from helpers.tiny import SMALL, encoded, prepared, settings, vocabulary_of
+from helpers.tiny import SMALL, encoded, prepared, settings, validated, vocabulary_of
 
 import lexiseg
 from lexiseg.errors import ModelError, SettingsError
@@ -47,7 +47,7 @@ def picture():
 
 
 def test_the_graph_evaluates_and_registers_it_as_it_is(site, tmp_path):
-    chosen, outputs = parse_settings(site.values), {**site.inputs}
+    chosen, outputs = parse_settings(site.values), {**site.inputs, **validated(tmp_path)}
     trained(site, tmp_path / "train")
     assert sorted(path.name for path in (tmp_path / "train").iterdir()) == ["model.json", "model.safetensors"]
     weights = {where: load_tensors(where / "model.safetensors") for where in (site.model, tmp_path / "train")}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.micro import save
-from helpers.tiny import encoded, prepare_again, prepared, settings, vocabulary_of
+from helpers.tiny import encoded, prepare_again, prepared, settings, validated, vocabulary_of
 
 import lexiseg
 from lexiseg.data.dataset import PreparedSplit
@@ -51,6 +51,7 @@ def built(root, *, counts, changes=None, prepare=None):
     """All of STEGO's nodes on a data set."""
     prepare = prepare or prepared(root, counts=counts)
     inputs = {"prepare": prepare, "encode": encoded(root / "encode", vocabulary=vocabulary_of(prepare))}
+    inputs |= validated(root)
     chosen = settings({**NAMED, **(changes or {})})
     inputs["encode-trunk"] = root / "encode-trunk"
     inputs["encode-trunk"].mkdir()

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from helpers.shards import pair, shard
-from helpers.tiny import encoded, prepared, prepared_photos, settings, vocabulary_of
+from helpers.tiny import encoded, prepared, prepared_photos, settings, validated, vocabulary_of
 from PIL import Image
 
 import lexiseg
@@ -33,6 +33,7 @@ def site(tmp_path_factory):
     root = tmp_path_factory.mktemp("site")
     prepare = prepared(root, counts={"train": 5, "iconic": 3, "test": 3})
     inputs = {"prepare": prepare, "encode": encoded(root / "encode", vocabulary=vocabulary_of(prepare))}
+    inputs |= validated(root)
     chosen = settings({**NAMED, "tcl.model.gate": 0.2})
     train(View(chosen, DECLARED), inputs, root / "train")
     inputs["tcl/train"] = root / "train"
