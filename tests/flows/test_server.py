@@ -45,6 +45,8 @@ def test_deployments_use_the_pools_that_are_made():
     assert [(one["entrypoint"].partition(":")[2], one["name"]) for one in deployments] == [
         *(("reproduce", name) for name in ("all", "lseg", "tcl", "all-gpu", "nightly", "data-changed")),
         ("sweep", "tcl"),
+        ("promote", "challenger"),
+        ("promote", "challenger-with-approval"),
     ]
 
 
