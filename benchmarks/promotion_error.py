@@ -26,7 +26,7 @@ from lexiseg.storage import write_json
 
 ROOT = Path(__file__).parents[1]
 MODELS = (("lseg", "tcl"), ("baselines/linear", "baselines/maskclip"))
-IMAGES = (50, 200, 500)
+IMAGES = (1, 4, 10, 50, 200, 500)
 CONFIDENCE, RESAMPLES = 0.95, 2000  # the defaults of params.yaml
 
 

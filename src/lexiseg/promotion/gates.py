@@ -51,7 +51,9 @@ def validation(candidate: Candidate) -> Gate:
     if said is None:
         found = "nothing about the validation of the data"
     else:
-        failed = f"; failed: {', '.join(said['failed'])}" if said["failed"] else ""
+        # Of data that passed, what failed are warnings.
+        word = "warnings" if said["success"] else "failed"
+        failed = f"; {word}: {', '.join(said['failed'])}" if said["failed"] else ""
         found = f"{'passed' if said['success'] else 'not passed'}, {said['expectations']} expectations{failed}"
     return _gate(
         "validation",
@@ -103,7 +105,7 @@ def signature(said: Mapping[str, str | None]) -> Gate:
 
 
 def loads(said: Mapping[str, str | None]) -> Gate:
-    """It can be loaded and asked in a process that has nothing of this one."""
+    """It can be loaded and asked in a process of its own."""
     return _gate(
         "loads",
         said["fault"] is None,

@@ -1,7 +1,8 @@
 """Whether a registered version can be used by somebody else: `python -m lexiseg.tracking.load_check FOLDER`.
 
-A process that has nothing of the promoter's: it loads the version as MLflow does, asks it for the version's own input
-example, and looks at the answer. Prints JSON: {"fault": null or words, "signature": null or words}.
+In a process and a folder of its own, without the promoter's password of MLflow: it loads the version as MLflow does,
+asks it for the version's own input example, and looks at the answer. Prints JSON: {"fault", "signature"}, each null or
+in words.
 """
 
 from __future__ import annotations

@@ -28,8 +28,11 @@ SQLITE = "sqlite:///"
 _KIND = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's pages then open with runs, not with chats
 _TALKATIVE = "mlflow.store.db.utils"
 
-_SAFE = "results are safe in outputs/; "
-_REBUILD = f"delete .lexiseg/{DATABASE} and .lexiseg/{ARTIFACTS}, then `lexiseg sync` writes them anew from outputs/"
+_SAFE = "results are safe in outputs/, `lexiseg sync` publishes them; "
+_REBUILD = (
+    f"delete .lexiseg/{DATABASE} and .lexiseg/{ARTIFACTS}, then `lexiseg sync` writes them anew from outputs/ (keep a "
+    "copy: what `lexiseg promote` decided is in that database alone)"
+)
 # What the message says -> what would be right, and what to do.
 _CAUSES: tuple[tuple[tuple[str, ...], str, str], ...] = (
     # What a server says comes before what a file system says: both have "permission denied".
@@ -37,29 +40,29 @@ _CAUSES: tuple[tuple[tuple[str, ...], str, str], ...] = (
         ("invalid host header",),
         "a name that the server listens to",
         "use the name it was started with in MLFLOW_TRACKING_URI, or have yours added to its --allowed-hosts; "
-        "then `lexiseg sync`",
+        "then repeat the command",
     ),
     (
         ("error code 401", "unauthorized", "not authenticated"),
         "a user that the server lets in",
         "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or the token) as the server's administrator gave "
-        "them to you, then `lexiseg sync`",
+        "them to you, then repeat the command",
     ),
     (
         ("error code 403", "forbidden", "permission_denied"),
         "a user who may do this",
         "have the server's administrator let your user write into this experiment or model (EDIT), or set "
-        "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to a user who may; then `lexiseg sync`",
+        "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to a user who may; then repeat the command",
     ),
     (
         ("database is locked", "database table is locked"),
         "a database that no other program is writing",
-        "let the other program end (`fuser` names it), then `lexiseg sync`",
+        "let the other program end (`fuser` names it), then repeat the command",
     ),
     (
         ("readonly database", "unable to open database", "permission denied", "read-only file system"),
         "a database file and folder that you may write",
-        "give yourself the right to write, or set MLFLOW_TRACKING_URI to another store; then `lexiseg sync`",
+        "give yourself the right to write, or set MLFLOW_TRACKING_URI to another store; then repeat the command",
     ),
     (
         ("not a database", "malformed", "(sqlite3.operationalerror) table", "no such table", "locate revision"),
@@ -69,22 +72,22 @@ _CAUSES: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (
         ("no such file or directory",),
         "outputs that stay in place while they are published",
-        "let the running `dvc repro` end, then `lexiseg sync`",
+        "let the running `dvc repro` end, then repeat the command",
     ),
     (
         ("out-of-date database schema",),
         "a database of the installed MLflow version",
-        f"`mlflow db upgrade` with its address (after a backup), then `lexiseg sync`; or {_REBUILD}",
+        f"`mlflow db upgrade` with its address (after a backup), then repeat the command; or {_REBUILD}",
     ),
     (
         ("disk is full", "no space left"),
         "room for the database and its artifacts",
-        "make room (`lexiseg clean` frees finished work folders), then `lexiseg sync`",
+        "make room (`lexiseg clean` frees finished work folders), then repeat the command",
     ),
 )
 _OTHERWISE = (
     "an MLflow store that answers",
-    "start the server or correct MLFLOW_TRACKING_URI (without it .lexiseg/mlflow.db is used), then `lexiseg sync`",
+    "start the server or correct MLFLOW_TRACKING_URI (without it .lexiseg/mlflow.db is used), then repeat the command",
 )
 
 
