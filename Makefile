@@ -51,11 +51,11 @@ repro: a-clone $(INSTALLED) ## run the whole graph: data, encoders, training, ev
 
 test: a-clone $(INSTALLED) ## the tests, without the long journeys
 	@$(WORLD)
-	OMP_NUM_THREADS=1 python -m pytest -n auto -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 python -m pytest -n auto --dist worksteal -m "not slow" $(ARGS)
 
 test-all: a-clone $(INSTALLED) ## all tests, the long journeys too
 	@$(WORLD)
-	OMP_NUM_THREADS=1 python -m pytest -n auto $(ARGS)
+	OMP_NUM_THREADS=1 python -m pytest -n auto --dist worksteal $(ARGS)
 
 lint: $(INSTALLED) ## style, types and the direction of imports
 	ruff check .

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import pytest
-from helpers.registered import Registry
+from helpers.registered import Registry, without_processes
 from helpers.working_tree import change
 from prefect import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
@@ -48,9 +48,11 @@ def answer(**said: Any) -> threading.Thread:
     return thread
 
 
-def test_a_flow_promotes_and_shows_its_evidence(prefect, registry):
+def test_a_flow_promotes_and_shows_its_evidence(prefect, registry, monkeypatch):
+    """The first is measured by real processes."""
     found: Any = promote("lseg")
     assert (found["outcome"], found["after"]) == ("promoted", "1")
+    without_processes(monkeypatch)
     registry.add(0.3)
     refused: Any = promote("lseg")
     assert (refused["outcome"], refused["after"]) == ("refused", "1")
@@ -61,7 +63,8 @@ def test_a_flow_promotes_and_shows_its_evidence(prefect, registry):
     assert all(entry.decision.asked["through"].startswith("flow run ") for entry in entries)
 
 
-def test_a_human_approves_or_does_not(prefect, registry):
+def test_a_human_approves_or_does_not(prefect, registry, monkeypatch):
+    without_processes(monkeypatch)
     human = answer(approve=False, name="Bob", reason="Friday")
     found: Any = promote("lseg", approval=True, poll_seconds=1)
     human.join()
@@ -75,7 +78,8 @@ def test_a_human_approves_or_does_not(prefect, registry):
     assert second.decision.asked["approved_by"] == "Ann"
 
 
-def test_without_an_answer_it_is_refused(prefect, registry):
+def test_without_an_answer_it_is_refused(prefect, registry, monkeypatch):
+    without_processes(monkeypatch)
     found: Any = promote("lseg", approval=True, approval_hours=1 / 3600, poll_seconds=1)
     assert found["outcome"] == "refused"
     assert "nobody approved it within" in found["reason"]

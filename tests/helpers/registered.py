@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from lexiseg.evaluation.image_counts import ImageCounts, write_image_counts
+from lexiseg.promotion import promote
 from lexiseg.promotion.bootstrap import pooled_iou
 from lexiseg.storage import read_json, sha256_of_json, write_json
 from lexiseg.tracking.publish import publish_run
@@ -19,6 +21,12 @@ from lexiseg.tracking.registry import publish_model
 from lexiseg.tracking.store import connect
 
 IMAGES = 60
+
+
+def without_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No processes load and measure a version: what they would say is known."""
+    monkeypatch.setattr(promote, "check_loading", lambda candidate: {"fault": None, "signature": None})
+    monkeypatch.setattr(promote, "measure_costs", lambda root, candidate, split: {"latency": 40.0, "memory": 900.0})
 
 
 class Registry:

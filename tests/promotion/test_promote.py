@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.registered import without_processes
 from helpers.working_tree import SOURCE, change
 from typer.testing import CliRunner
 
@@ -22,7 +23,7 @@ from lexiseg.methods import resolve
 from lexiseg.methods.lseg import checkpoint as lseg_checkpoint
 from lexiseg.methods.stego import checkpoint as stego_checkpoint
 from lexiseg.methods.tcl import checkpoint as tcl_checkpoint
-from lexiseg.promotion import gates, promote
+from lexiseg.promotion import gates
 from lexiseg.promotion.candidate import Candidate, read_candidate, recorded_scores
 from lexiseg.promotion.measuring import measure_again
 from lexiseg.promotion.promote import decide, examine, read_card, read_history, retire, rollback, who_asks
@@ -46,11 +47,6 @@ GATES += ["difference"]
 
 def quiet(_: str) -> None:
     pass
-
-
-def without_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(promote, "check_loading", lambda candidate: {"fault": None, "signature": None})
-    monkeypatch.setattr(promote, "measure_costs", lambda root, candidate, split: {"latency": 40.0, "memory": 900.0})
 
 
 @pytest.fixture
