@@ -74,7 +74,7 @@ def difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> 
     return max(float((one[name].double() - other[name].double()).abs().max()) for name in one)
 
 
-@pytest.mark.parametrize("how", ["processes", "ray"])
+@pytest.mark.parametrize("how", ["processes", pytest.param("ray", marks=pytest.mark.slow)])
 def test_two_processes_learn_what_one_does(micro_tree, how):
     """TCL has no statistics of the batch: its CLIP is frozen."""
     train(micro_tree, "tcl-train", devices=1)
