@@ -31,7 +31,7 @@ from lexiseg.workspace import require_root
 class Approval(RunInput):
     """What a human says to a promotion."""
 
-    approve: bool = Field(default=False, description="Make this version production?")
+    approve: bool = Field(default=False, description="On: this version becomes production. Off: it is refused.")
     name: str = Field(min_length=1, max_length=100, description="Your name, for the history.")
     reason: str = Field(default="", max_length=500, description="In words, for the history.")
 

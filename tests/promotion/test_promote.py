@@ -449,6 +449,7 @@ def test_a_refusal_by_a_human_is_kept(registry, tree, quick):
     found = examine(tree, "lseg", say=quiet)
     decision = decide(tree, found, asked=ASKED, approval="not approved by bob: holidays").decision
     assert (decision.outcome, decision.reason) == ("refused", "not approved by bob: holidays")
+    assert "refused version 1 (still nothing is production)" in story_lines(read_history(tree, "lseg"))[0]
 
 
 def test_looks_at_the_same_labels_are_counted(registry, tree, quick):

@@ -117,9 +117,10 @@ def _shown(version: str | None) -> str:
 def _deed(entry: Entry) -> str:
     one = entry.decision
     before = f"version {one.before}" if one.before else "nothing"
+    stayed = f"production stayed {before}" if one.before else "still nothing is production"
     return {
         "promoted": f"promoted version {one.version} (before: {before})",
-        "refused": f"refused version {one.version} (production stayed {before})",
+        "refused": f"refused version {one.version} ({stayed})",
         "rolled back": f"rolled back to version {one.version} (before: {before})",
         "retired": f"retired version {one.version}, nothing is production",
         "void": "void",
