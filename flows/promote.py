@@ -3,8 +3,8 @@
     python flows/promote.py --method lseg
 
 runs it without any server; `prefect.yaml` has deployments. With `approval` the run pauses when all gates are passed,
-until somebody resumes it on its page (or by the API) with a name, yes or no, and a reason. Whatever the end, it is a
-decision in `lexiseg history`.
+until somebody resumes it on its page (or by the API) with a name, yes or no, and a reason. Any answer is a decision in
+`lexiseg history`, and so is none in time; a run that is cancelled, or finds nothing to measure, decides nothing.
 """
 
 from __future__ import annotations

@@ -19,6 +19,9 @@ from typing import Any
 
 import requests
 
+# Where `lexiseg promote` writes what was decided. It belongs to the administrator, so that no reader, who may make what
+# is new, makes it theirs.
+DECISIONS = "lexiseg-promotions"
 # What a member may change of others: anything in experiments and models, but not delete it or manage who may.
 SHARED = ("experiment", "registered_model")
 
@@ -29,6 +32,7 @@ def add(name: str, *, reader: bool) -> str:
     Returns:
         The password.
     """
+    _make_decisions()
     password = secrets.token_urlsafe(16)
     _ask("POST", "2.0/mlflow/users/create", username=name, password=password)
     for kind in () if reader else SHARED:
@@ -47,6 +51,14 @@ def renew(name: str) -> str:
 def remove(name: str) -> None:
     """Take a user away. What they made stays."""
     _ask("DELETE", "2.0/mlflow/users/delete", username=name)
+
+
+def _make_decisions() -> None:
+    try:
+        _ask("POST", "2.0/mlflow/experiments/create", name=DECISIONS)
+    except requests.HTTPError as error:
+        if "RESOURCE_ALREADY_EXISTS" not in str(error):
+            raise
 
 
 def _ask(method: str, path: str, **values: Any) -> None:

@@ -112,27 +112,27 @@ INSTEAD = {
     ),
     **{
         f"lexiseg promote {method} --to production --check": (
-            f"lexiseg sync && lexiseg promote {method} --to production --check || test $? = 1",
-            "the models of the small tree can nothing, so it is refused",
+            f"lexiseg sync && (lexiseg promote {method} --to production --check || true) | grep 'would be '",
+            "the models of the small tree can nothing, so it may be refused",
         )
         for method in ("lseg", "tcl")
     },
     'lexiseg rollback lseg --reason "loses the small signs"': (
-        'lexiseg rollback lseg --reason "loses the small signs" || lexiseg history lseg',
+        '(lexiseg rollback lseg --reason "loses the small signs" 2>&1 || true) | grep "no way back from"',
         "there is one version, and nothing to go back to; tests/journeys/test_promotion.py rolls back",
     ),
     'lexiseg retire stego --reason "other clusters from now on"': (
-        'lexiseg retire stego --reason "other clusters from now on" || lexiseg history stego',
+        '(lexiseg retire stego --reason "other clusters from now on" 2>&1 || true) | grep "no production model"',
         "no model of stego is in production there; tests/promotion/test_promote.py retires one",
     ),
     "lexiseg card lseg": ("lexiseg sync && lexiseg card lseg", "the tree of the help texts has registered nothing"),
     "python flows/promote.py --method stego": (
-        "python flows/promote.py --method stego || test $? = 1",
-        "the models of the small tree can nothing, so it is refused; tests/flows/test_promote.py promotes",
+        "(python flows/promote.py --method stego || true) | grep -E '^(refused|promoted) version '",
+        "the models of the small tree can nothing, so it may be refused; tests/flows/test_promote.py promotes",
     ),
     "prefect deployment run promote/challenger-with-approval --param method=tcl": (
         "",
-        "needs a Prefect server, and a human; tests/flows/test_promote.py has both",
+        "needs a Prefect server, and a human; tests/journeys/test_prefect.py has both",
     ),
     "python benchmarks/promotion_error.py": (
         "python benchmarks/promotion_error.py --pairs 2 --images 2",

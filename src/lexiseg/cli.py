@@ -437,6 +437,9 @@ def retire_(
     from lexiseg.promotion.promote import retire, who_asks
 
     entry = retire(root, method, asked=who_asks("lexiseg retire"), reason=reason)
+    if entry.carried_out != "yes":
+        print(f"version {entry.decision.version} was not retired: {entry.carried_out}", file=sys.stderr)
+        raise typer.Exit(1)
     print(f"retired version {entry.decision.version}; no version of {method} is production")
 
 

@@ -59,6 +59,10 @@ class TrackingError(LexisegError):
     """MLflow cannot be reached or written."""
 
 
+class MissingVersionError(TrackingError):
+    """MLflow answers, and has no such model, alias or version."""
+
+
 class PromotionError(LexisegError):
     """There is nothing to decide on: no such version, one that is production already, or nothing to go back to."""
 

@@ -214,6 +214,25 @@ def test_a_flow_that_cannot_be_imported_is_not_started_again_and_again(site):
     assert site.text().count("submitting flow run") == 1, site.text()
 
 
+def test_a_promotion_waits_for_a_human_and_goes_on(site):
+    gates = {"floors": {"lseg": {"miou": 0.0}}, "latency": 60_000.0, "memory": 60_000.0}
+    change(site.tree / "params.yaml", {"promotion": gates})
+    run(site.tree, "lexiseg", "sync")
+    site.serve()
+    site.prefect("--no-prompt", "deploy", "--all")
+    flow_run = site.prefect_run("promote/challenger-with-approval", method="lseg")
+    worker = site.work()
+    site.wait(lambda: site.state(flow_run) == "PAUSED", worker)
+    assert "no version is production" in run(site.tree, "lexiseg", "history", "lseg").stdout
+    with temporary_settings({PREFECT_API_URL: site.api}), get_client(sync_client=True) as client:
+        client.resume_flow_run(flow_run, run_input={"approve": True, "name": "Ann", "reason": "a test"})  # type: ignore[arg-type]
+    site.wait(lambda: site.state(flow_run) == "COMPLETED", worker)
+    told = run(site.tree, "lexiseg", "history", "lseg").stdout
+    assert "promoted version 1 (before: nothing)" in told
+    assert "approved by Ann: a test" in told
+    assert "lseg: version 1 is production" in told
+
+
 def test_setting_a_server_up_twice_changes_nothing(site):
     site.serve()
     done = subprocess.run(

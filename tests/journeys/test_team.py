@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,10 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from lexiseg.errors import TrackingError
+from lexiseg.promotion.promote import read_history
+from lexiseg.promotion.story import faults
+from lexiseg.tracking import claims
+from lexiseg.tracking.claims import take_turn
 from lexiseg.tracking.store import connect, tracking_errors
 
 pytestmark = pytest.mark.timeout(600)
@@ -105,7 +111,7 @@ def test_mlflow_lets_members_write_readers_read_and_nobody_else_in(team, sign_in
     answer = requests.post(url + WRITE, auth=admin, headers=foreign, json={"name": "theirs"}, timeout=30)
     assert answer.status_code == 403
     found = requests.get(url + READ, auth=admin, timeout=30).json()["experiments"]
-    assert [experiment["name"] for experiment in found] == ["Default"]
+    assert {experiment["name"] for experiment in found} == {"Default", "lexiseg-promotions"}
 
     anna = sign_in("anna", passwords["anna"])
     experiment = anna.create_experiment("lexiseg-world")
@@ -173,6 +179,45 @@ def test_mlflow_lets_members_write_readers_read_and_nobody_else_in(team, sign_in
     assert requests.get(url + READ, auth=("ben", renewed), timeout=30).status_code == 200
     team.users("remove", "ben")
     assert requests.get(url + READ, auth=("ben", renewed), timeout=30).status_code == 401
+
+
+def test_members_decide_about_production_and_readers_do_not(team, sign_in, tmp_path):
+    team.start("mlflow")
+    passwords = {name: team.users("add", name) for name in ("anna", "ben")}
+    passwords["rita"] = team.users("add", "rita", "--reader")
+    said = {"reason": "passed", "asked": {"by": "them", "host": "here", "through": "a test"}}
+    anna = sign_in("anna", passwords["anna"])
+    run_id = anna.create_run(anna.create_experiment("lexiseg-world")).info.run_id
+    anna.create_registered_model("lexiseg-lseg")
+    for _ in range(2):
+        anna.create_model_version("lexiseg-lseg", f"runs:/{run_id}", run_id=run_id)
+    with take_turn(connect(tmp_path), "lseg") as turn:
+        assert turn.make("promoted", version="1", after="1", **said).carried_out == "yes"
+
+    rita = sign_in("rita", passwords["rita"])
+    store = connect(tmp_path)
+    with (
+        pytest.raises(TrackingError, match=r"(?i)permission denied") as caught,
+        tracking_errors(store.uri),
+        take_turn(store, "lseg") as turn,
+    ):
+        turn.make("promoted", version="2", after="2", **said)
+    assert "(EDIT)" in caught.value.fix
+    assert [entry.decision.number for entry in read_history(tmp_path, "lseg").entries] == [1]
+    # Nobody waits for it, nor for a claim whose process has ended.
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    owner = {"user": "rita", "host": "here", "machine": claims._machine(), "pid": gone.pid, "started": 0.0}
+    rita.create_experiment("promotion-lseg-3", tags={claims.OWNER: json.dumps(owner)})
+    ben, started = sign_in("ben", passwords["ben"]), time.monotonic()
+    with take_turn(connect(tmp_path), "lseg") as turn:
+        assert (turn.number, turn.production) == (4, "1")
+        assert turn.make("promoted", version="2", after="2", **said).carried_out == "yes"
+    assert time.monotonic() - started < claims.LEASE_SECONDS / 2
+    assert str(ben.get_model_version_by_alias("lexiseg-lseg", "production").version) == "2"
+    found = read_history(tmp_path, "lseg")
+    assert [entry.decision.outcome for entry in found.entries] == ["promoted", "void", "promoted"]
+    assert faults(found) == []
 
 
 FLOW = """

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers.registered import without_processes
 from helpers.working_tree import SOURCE, change
@@ -23,13 +24,14 @@ from lexiseg.methods import resolve
 from lexiseg.methods.lseg import checkpoint as lseg_checkpoint
 from lexiseg.methods.stego import checkpoint as stego_checkpoint
 from lexiseg.methods.tcl import checkpoint as tcl_checkpoint
-from lexiseg.promotion import gates
-from lexiseg.promotion.candidate import Candidate, read_candidate, recorded_scores
+from lexiseg.promotion import gates, promote
+from lexiseg.promotion.candidate import Candidate, Scores, read_candidate, recorded_scores
 from lexiseg.promotion.measuring import measure_again
 from lexiseg.promotion.promote import decide, examine, read_card, read_history, retire, rollback, who_asks
 from lexiseg.promotion.story import faults, story_lines
 from lexiseg.stages.settings import parse_settings, read_values
 from lexiseg.storage import read_json
+from lexiseg.tracking import claims
 from lexiseg.tracking.publish import publish_run
 from lexiseg.tracking.registry import publish_model
 from lexiseg.tracking.store import connect
@@ -67,6 +69,8 @@ def test_the_first_a_better_and_a_worse_one(registry, tree, monkeypatch):
     assert first.passed, first.reason
     assert first.evidence["costs"]["latency"] > 0
     assert first.evidence["costs"]["memory"] > 50
+    assert first.evidence["threads"] == 1
+    assert first.evidence["data_digest"] == first.candidate.data_digest
     entry = decide(tree, first, asked=ASKED)
     assert (entry.decision.outcome, entry.decision.before, entry.decision.after) == ("promoted", None, "1")
     assert "there was no production model" in entry.decision.reason
@@ -120,6 +124,8 @@ def other_protocol(card: dict[str, Any]) -> None:
         ("licences", {}, unknown_licence, "that of backbone is unknown"),
         ("latency", {"latency": 15.5}, None, "40.0 ms per picture, 24.5 too much"),
         ("memory", {"memory": 850.0}, None, "900.0 MB, 50.0 too much"),
+        ("signature", {}, {"signature": "inputs are a, not b"}, "inputs are a, not b"),
+        ("loads", {}, {"fault": "the answer to 2 picture(s) has 1 row(s)"}, "has 1 row"),
         ("floors", {"floors": {"lseg": {"miou": 0.99}}}, None, r"miou \d\d\.\d is \d+\.\d below 99\.0"),
         ("floors", {"floors": {"lseg": {"boundary_f": 0.1}}}, None, "there is no boundary_f"),
         ("floors", {"class_floors": {"lseg": {"sky": 1.0}}}, None, r"IoU of sky \d\d\.\d is \d+\.\d below 100\.0"),
@@ -127,10 +133,14 @@ def other_protocol(card: dict[str, Any]) -> None:
         ("difference", {"margin": 0.5}, None, r"its lower end is \d+\.\d\d short"),
     ],
 )
-def test_each_gate_refuses_alone(registry, tree, quick, gate, settings, card, says):
+def test_each_gate_refuses_alone(registry, tree, quick, monkeypatch, gate, settings, card, says):
+    """`card` changes the version's card, or is what a process would say that loads it."""
     registry.add(0.6)
     assert promoted(tree).outcome == "promoted"
-    registry.add(0.8, change=card)
+    if isinstance(card, dict):
+        said = {"fault": None, "signature": None} | card
+        monkeypatch.setattr(promote, "check_loading", lambda candidate: said)
+    registry.add(0.8, change=None if isinstance(card, dict) else card)
     change(tree / "params.yaml", {"promotion": settings})
     found = examine(tree, "lseg", say=quiet)
     failed = [one for one in found.gates if not one.passed]
@@ -148,7 +158,9 @@ def test_scores_that_were_not_recorded_by_picture(registry, tree, quick):
     registry.add(0.6, recorded=False)
     found = examine(tree, "lseg", say=quiet)
     assert found.passed
-    assert next(one.found for one in found.gates if one.name == "evaluated") == "4 pictures (evaluated again)"
+    assert next(one.found for one in found.gates if one.name == "evaluated").startswith(
+        "4 pictures (evaluated again, on"
+    )
     (tree / "outputs/prepare/info.json").unlink()
     found = examine(tree, "lseg", say=quiet)
     assert [one.name for one in found.gates if not one.passed] == ["evaluated"]
@@ -187,6 +199,33 @@ def test_an_alias_that_others_removed_does_not_switch_the_comparison_off(registr
     assert rollback(tree, "lseg", to="1", asked=ASKED).decision.after == "1"
     assert promoted(tree).outcome == "refused"
     assert faults(read_history(tree, "lseg")) == ["before decision 2, other hands had made no version production"]
+
+
+def test_a_production_version_that_others_deleted_does_not_either(registry, tree, quick):
+    registry.add(0.8)
+    promoted(tree)
+    connect(tree).client.delete_model_version("lexiseg-lseg", "1")
+    registry.add(0.6)
+    with pytest.raises(PromotionError, match="decision 1 left version 1: it was deleted by other hands"):
+        examine(tree, "lseg", say=quiet)
+    gone = retire(tree, "lseg", asked=ASKED, reason="it was deleted")
+    assert (gone.decision.version, gone.decision.after, gone.carried_out) == ("1", None, "yes")
+    assert promoted(tree).outcome == "promoted"
+    assert read_history(tree, "lseg").production == "2"
+
+
+def test_what_is_not_the_same_is_not_compared():
+    """Data, classes, and labels of the same pictures."""
+    counts = ImageCounts(("a", "b"), ("sky", "grass"), np.ones((2, 2), int), np.ones((2, 2), int), np.ones((2, 2), int))
+    ours = Scores({"hash": "f", "card": {}}, "d" * 64, counts, {}, "recorded")
+
+    def said(**changed: Any) -> list[str]:
+        return gates.differences(ours, replace(ours, **changed), same_inference=True)
+
+    assert said() == []
+    assert said(data_digest="e" * 64) == [f"other data: {'d' * 12} and {'e' * 12}"]
+    assert said(counts=replace(counts, classes=("sky", "water", "brick"))) == ["other classes: 2 and 3"]
+    assert said(counts=replace(counts, true=counts.true + 1)) == ["other labels of the same pictures"]
 
 
 def test_what_cannot_be_compared_is_retired(registry, tree, quick):
@@ -478,7 +517,11 @@ def test_what_cannot_be_asked(registry, tree, quick):
 
 def test_the_card_of_a_version(registry, tree):
     params = {"seed": "0", "steps": "3"}
-    registry.add(0.6, params=params)
+
+    def stressed(card: dict[str, Any]) -> None:
+        card["metrics"] = {"test": {"miou": 0.6}, "stress": {"miou": 0.25}}
+
+    registry.add(0.6, params=params, change=stressed)
     registry.add(0.7, params=params | {"seed": "1"})
     registry.add(0.7, params=params | {"seed": "2", "steps": "4"})
     text = read_card(tree, "lseg", version="1")
@@ -489,6 +532,7 @@ def test_the_card_of_a_version(registry, tree):
         "- never labelled in training: water",
         "| test | this version | mean and deviation over 2 seed(s) |",
         "## Limits",
+        "- on pictures that look unlike those of training (split stress) mIoU is 25.0 instead of 60.0",
         "- worst classes on test (IoU): ",
         "- data: Apache-2.0 (rendered by lexiseg)",
         "lexiseg serve models:/lexiseg-lseg/1",
@@ -565,3 +609,11 @@ def test_the_commands_say_what_they_decide(registry, tree, quick, monkeypatch):
     told = json.loads(lexiseg("history", "lseg", "--json")[1])
     assert [one["outcome"] for one in told["decisions"]] == ["promoted", "refused"]
     assert "# lexiseg-lseg, version 2" in lexiseg("card", "lseg")[1]
+    said = lexiseg("retire", "lseg", "--reason", "a test")
+    assert said == (0, "retired version 1; no version of lseg is production\n")
+    registry.add(0.5)
+    assert lexiseg("promote", "lseg", "--to", "production")[0] == 0
+    monkeypatch.setattr(claims, "carry_out", lambda *_: "no: the alias was moved")
+    code, said = lexiseg("retire", "lseg", "--reason", "a test")
+    assert code == 1
+    assert "version 3 was not retired: no: the alias was moved" in said

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from lexiseg.errors import ModelError, TrackingError
+from lexiseg.errors import MissingVersionError, ModelError, TrackingError
 from lexiseg.serving.current import Current, Served
 
 
@@ -82,6 +82,19 @@ def test_mlflow_is_away_for_a_while(registry, current):
     assert current.last_error["what"] == "MLflow cannot be asked which version is meant"
     registry.away, registry.number = False, "2"
     assert current.refresh()
+    assert current.last_error is None
+
+
+def test_an_alias_that_was_taken_away(registry, current, monkeypatch):
+    def find():
+        raise MissingVersionError(found="no alias", allowed="one", fix="set it")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(current, "_find", find)
+        assert not current.refresh()
+        assert current.last_error["what"] == "no version is meant any more: the alias was taken away"
+        assert current.served.number == "1"
+    current.refresh()
     assert current.last_error is None
 
 

@@ -149,9 +149,11 @@ TRUNCATED = base64.b64encode(base64.b64decode(GOOD)[:-30]).decode()
 SPLIT = {"columns": ["image_b64"], "data": [[GOOD]]}
 AS_JSON = {"Content-Type": "application/json"}
 # What is sent, the status, and words of the message.
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n8 8 moveto\n%%EOF\n"
 BAD = {
     "not an image": (request(base64.b64encode(b"hello").decode()), 400, ["row 0 is not a picture", "PNG, JPEG"]),
     "SVG": (request(base64.b64encode(b"<svg xmlns='http://www.w3.org/2000/svg'/>").decode()), 400, ["not a picture"]),
+    "PostScript": (request(base64.b64encode(POSTSCRIPT).decode()), 400, ["not a picture", "PNG, JPEG"]),
     "truncated image": (request(GOOD, TRUNCATED), 400, ["image_b64 of row 1", "complete picture"]),
     "empty image": (request(""), 400, ["row 0 is empty"]),
     "path": (request("/etc/passwd.png"), 400, ["not base64 but '/etc/passwd.png'", "no paths", "b64encode"]),

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 from helpers.working_tree import SOURCE, environment
@@ -14,7 +15,7 @@ from mlflow.exceptions import MlflowException
 from lexiseg.errors import PromotionError
 from lexiseg.tracking import claims
 from lexiseg.tracking.claims import OWNER, take_turn
-from lexiseg.tracking.decisions import production_of, read_entries
+from lexiseg.tracking.decisions import Decision, production_of, read_entries, write_decision
 from lexiseg.tracking.store import connect
 
 SAID = {"reason": "passed", "asked": {"by": "ann", "host": "here", "through": "a test"}}
@@ -32,7 +33,7 @@ def die(*_, **__):
 after, root = sys.argv[1], Path(sys.argv[2])
 store = connect(root)
 if after == "the claim":
-    claims.read_entries = lambda *_: die() if claims._claims(store, "lseg") else []
+    claims.read_entries = lambda *_: die() if claims._experiments(store, "lseg") else []
 elif after == "the record":
     claims.carry_out = die
 elif after == "the alias":
@@ -57,7 +58,7 @@ def store(tree):
 
 
 def open_claims(store):
-    return [one.name for one in claims._claims(store, "lseg") if claims._is_open(one)]
+    return [one.name for one in claims._experiments(store, "lseg") if claims._is_open(one)]
 
 
 def decisions(store):
@@ -135,6 +136,82 @@ def test_of_many_at_once_each_has_its_turn(store, tree):
     assert [outcome for _, outcome, _ in decisions(store)] == ["promoted", "refused", "refused", "refused"]
     entries = read_entries(store, "lseg")
     assert [entry.decision.previous for entry in entries[1:]] == [entry.decision.hash for entry in entries[:-1]]
+
+
+def test_the_number_after_a_decision_that_is_just_being_made_is_not_free(store, monkeypatch):
+    """Somebody claims and writes while another one reads."""
+    other, read = take_turn(store, "lseg"), claims.read_entries
+
+    def meanwhile(*arguments):
+        monkeypatch.setattr(claims, "read_entries", read)
+        turn = other.__enter__()
+        decision = Decision("lseg", turn.number, "promoted", "2", "1", "2", time=claims._now(), **SAID)
+        write_decision(store, decision)
+        return read(*arguments)
+
+    monkeypatch.setattr(claims, "read_entries", meanwhile)
+    monkeypatch.setattr(claims, "PATIENCE_SECONDS", 0.0)
+    with pytest.raises(PromotionError, match="promotion-lseg-1 has been under way"), take_turn(store, "lseg"):
+        pass
+    assert open_claims(store) == ["promotion-lseg-1"]
+    other.__exit__(None, None, None)
+    assert decisions(store) == [(1, "promoted", "yes")]
+    assert (production_of(store, "lseg"), open_claims(store)) == ("2", [])
+
+
+# Promotes version 2 where version 1 is production, when it is told to go.
+AT_ONCE = """
+import sys, time
+from pathlib import Path
+from lexiseg.tracking.claims import take_turn
+from lexiseg.tracking.store import connect
+
+root, name = Path(sys.argv[1]), sys.argv[2]
+store = connect(root)
+(root / f"ready-{name}").touch()
+while not (root / "go").exists():
+    time.sleep(0.01)
+with take_turn(store, "lseg") as turn:
+    outcome = "promoted" if turn.production == "1" else "refused"
+    entry = turn.make(outcome, version=name, after=name if outcome == "promoted" else turn.production, reason="r",
+                      asked={"by": name, "host": "h", "through": "t"})
+print(turn.number, outcome, entry.carried_out)
+"""
+
+
+def test_of_several_processes_at_once_one_wins(store, tree):
+    """One that was killed has left its claim."""
+    store.client.create_model_version("lexiseg-lseg", source=str(tree.root / "outputs"))
+    own = environment(tree.root) | {"PYTHONPATH": str(SOURCE / "src")}
+    killed = subprocess.run([sys.executable, "-c", KILLED, "the claim", str(tree.root)], env=own, timeout=120)
+    assert killed.returncode == 9
+    names = ("2", "3")
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", AT_ONCE, str(tree.root), name], env=own, stdout=subprocess.PIPE, text=True
+        )
+        for name in names
+    ]
+    deadline = time.monotonic() + 120
+    while not all((tree.root / f"ready-{name}").exists() for name in names):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    (tree.root / "go").touch()
+    said = sorted(one.communicate(timeout=120)[0].strip() for one in running)
+    assert said == ["2 promoted yes", "3 refused yes"]
+    entries = read_entries(store, "lseg")
+    assert [entry.decision.outcome for entry in entries] == ["void", "promoted", "refused"]
+    assert production_of(store, "lseg") == entries[1].decision.after
+    assert open_claims(store) == []
+
+
+def test_an_experiment_of_such_a_name_is_no_claim(store):
+    store.client.create_experiment("promotion-lseg-1")
+    store.client.create_experiment("promotion-lseg-7")
+    with take_turn(store, "lseg") as turn:
+        assert turn.number == 8
+        turn.make("refused", version="2", after="1", **SAID)
+    assert decisions(store) == [(8, "refused", "yes")]
 
 
 def foreign(store, *, machine="another machine"):

@@ -147,7 +147,8 @@ def evaluated(scores: Scores | str, settings: PromotionSettings) -> Gate:
     if isinstance(scores, str):
         found = scores
     else:
-        found = f"{len(scores.counts.ids)} pictures{' (evaluated again)' if scores.measured == 'again' else ''}"
+        again = f" (evaluated again, on data {scores.data_digest[:12]})" if scores.measured == "again" else ""
+        found = f"{len(scores.counts.ids)} pictures{again}"
     return _gate(
         "evaluated",
         not isinstance(scores, str),

@@ -31,12 +31,14 @@ def check_loading(candidate: Candidate) -> dict[str, str | None]:
     with tempfile.TemporaryDirectory() as elsewhere:
         found = _ask("lexiseg.tracking.load_check", str(candidate.pyfunc), folder=Path(elsewhere))
     if isinstance(found, str):
-        return {"fault": found, "signature": None}
+        return {"fault": found, "signature": "not looked at: the process that looks gave no answer"}
     return found
 
 
 def measure_costs(root: Path, candidate: Candidate, split: str) -> dict[str, float] | str:
     """Latency (ms per picture, median) and memory (MB) of a version on this machine, in a process of its own.
+
+    It has as many threads as `threads` of params.yaml says, whoever asks.
 
     Returns:
         See `lexiseg.cost`; where nothing could be measured, why not.
@@ -44,15 +46,16 @@ def measure_costs(root: Path, candidate: Candidate, split: str) -> dict[str, flo
     prepared = root / PREPARED
     if not (prepared / "info.json").is_file():
         return f"there are no pictures to measure with: {PREPARED} is missing; `dvc repro prepare` makes it"
-    return _ask("lexiseg.cost", str(candidate.folder), str(prepared), split, folder=root)
+    threads = str(parse_settings(read_values(root)).threads)
+    return _ask("lexiseg.cost", str(candidate.folder), str(prepared), split, folder=root, OMP_NUM_THREADS=threads)
 
 
-def _ask(module: str, *arguments: str, folder: Path) -> Any:
+def _ask(module: str, *arguments: str, folder: Path, **variables: str) -> Any:
     """What a module prints as JSON when it runs as a program; in words, why it printed none."""
     command = [sys.executable, "-m", module, *arguments]
     try:
         done = subprocess.run(
-            command, cwd=folder, env=_environment(), capture_output=True, text=True, timeout=LONGEST_SECONDS
+            command, cwd=folder, env=_environment() | variables, capture_output=True, text=True, timeout=LONGEST_SECONDS
         )
     except subprocess.TimeoutExpired:
         return f"no answer within {LONGEST_SECONDS:.0f} s"

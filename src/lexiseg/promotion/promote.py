@@ -21,7 +21,7 @@ from lexiseg.provenance import hardware
 from lexiseg.stages.settings import parse_settings, read_values
 from lexiseg.tracking.card import PER_CLASS, model_card
 from lexiseg.tracking.claims import seals, take_turn, user_name
-from lexiseg.tracking.decisions import Entry, production_of, read_entries
+from lexiseg.tracking.decisions import Decision, Entry, production_of, read_entries
 from lexiseg.tracking.registry import CHALLENGER, model_name
 from lexiseg.tracking.settings import PromotionSettings
 from lexiseg.tracking.store import Store, connect, tracking_errors
@@ -70,7 +70,8 @@ def examine(root: Path, method: str, *, version: str | None = None, say: Say = p
         say: is told of each gate as soon as it is known.
 
     Raises:
-        PromotionError: the version is production already, production was emptied by other hands, or no such method.
+        PromotionError: the version is production already, production was emptied or its version deleted by other hands,
+            or no such method.
         TrackingError: MLflow is out of reach, or there is no such version.
         ModelError: the version is no model of lexiseg, or damaged beyond reading.
     """
@@ -125,8 +126,12 @@ def examine(root: Path, method: str, *, version: str | None = None, say: Say = p
             )
         if done[-1].passed:
             add(gates.difference(measured, settings, version=before))
-    looks = sum(_looked_at(entry, candidate, split) for entry in entries)
-    evidence = _evidence(candidate, production, ours, theirs, measured, costs, settings, looks=looks)
+    digest = ours.data_digest if isinstance(ours, Scores) else candidate.data_digest
+    evidence = _evidence(candidate, production, ours, theirs, measured, costs, settings) | {
+        "threads": values.threads,
+        "data_digest": digest,
+        "earlier_looks": sum(_looked_at(entry, digest, split) for entry in entries),
+    }
     return Examination(candidate=candidate, production=before, gates=tuple(done), evidence=evidence)
 
 
@@ -244,14 +249,16 @@ def retire(root: Path, method: str, *, asked: Mapping[str, str], reason: str) ->
     check_method(method)
     store = connect(root)
     with tracking_errors(store.uri):
-        if production_of(store, method) is None:
+        production, left = production_of(store, method), _left(read_entries(store, method))
+        if production is None and left is None:
             raise PromotionError(
                 found=f"no production model of {method}",
                 allowed="a method that has one",
                 fix=f"`lexiseg history {method}` tells what was",
             )
         with take_turn(store, method) as turn:
-            return turn.make("retired", version=turn.production, after=None, reason=reason, asked=dict(asked))
+            gone = turn.production or (left.after if left else None)  # other hands may have removed its alias
+            return turn.make("retired", version=gone, after=None, reason=reason, asked=dict(asked))
 
 
 def read_history(root: Path, method: str) -> History:
@@ -316,7 +323,7 @@ def check_method(method: str) -> None:
 
 
 def _scores(root: Path, store: Store, candidate: Candidate, split: str) -> Scores | str:
-    """What a version scored: as its run recorded it, or measured again; or why not."""
+    """What a version scored: as its run recorded it, or measured again on what is here; or why not."""
     recorded = recorded_scores(store, candidate, split)
     if recorded is not None:
         return recorded
@@ -337,16 +344,26 @@ def _read_production(root: Path, method: str, version: str | None) -> Candidate 
 
 
 def _refuse_if_emptied(store: Store, method: str, entries: Sequence[Entry]) -> None:
-    """An alias that was removed by hand must not switch the comparison off."""
-    last = next((entry.decision for entry in reversed(entries) if _changed(entry)), None)
-    if last is not None and last.after is not None and last.after in _versions(store, method):
-        raise PromotionError(
-            found=f"no version of {method} is production, though decision {last.number} left version {last.after}: the "
-            "alias was removed by other hands",
-            allowed="production as it was decided",
-            fix=f"`lexiseg rollback {method} --to {last.after}` puts it back; where there is to be none, "
-            f"`lexiseg retire {method}` says so after that",
-        )
+    """An alias or a version that was removed by hand must not switch the comparison off."""
+    last = _left(entries)
+    if last is None:
+        return
+    there = last.after in _versions(store, method)
+    back = f"`lexiseg rollback {method} --to {last.after if there else 'V'}`"
+    raise PromotionError(
+        found=f"no version of {method} is production, though decision {last.number} left version {last.after}: "
+        f"{'the alias was removed' if there else 'it was deleted'} by other hands",
+        allowed="production as it was decided",
+        fix=f"{back} {'puts it back' if there else 'goes to an earlier one'}; where there is to be none, "
+        f"`lexiseg retire {method}` says so",
+    )
+
+
+def _left(entries: Sequence[Entry]) -> Decision | None:
+    """The decision that left a version in production; None: the last one that changed it left none."""
+    changes = (one for one in reversed(entries) if _changed(one) or one.decision.outcome == "retired")
+    last = next((one.decision for one in changes if one.carried_out == "yes"), None)
+    return last if last is not None and last.after is not None else None
 
 
 def _versions(store: Store, method: str) -> set[str]:
@@ -379,8 +396,6 @@ def _evidence(
     measured: Difference | None,
     costs: Mapping[str, float] | str,
     settings: PromotionSettings,
-    *,
-    looks: int,
 ) -> dict[str, Any]:
     found: dict[str, Any] = {
         "split": settings.split,
@@ -388,10 +403,10 @@ def _evidence(
         "production": production.identity() if isinstance(production, Candidate) else None,
         "costs": costs,
         "hardware": hardware(),
-        "earlier_looks": looks,
     }
     if isinstance(ours, Scores):
         found |= {"protocol": ours.protocol["hash"], "miou": {"challenger": ours.metrics.get("miou")}}
+        found["challenger_measured"] = ours.measured
         if isinstance(theirs, Scores):
             found["miou"]["production"] = theirs.metrics.get("miou")
             found["production_measured"] = theirs.measured
@@ -400,11 +415,12 @@ def _evidence(
     return found
 
 
-def _looked_at(entry: Entry, candidate: Candidate, split: str) -> bool:
+def _looked_at(entry: Entry, digest: str, split: str) -> bool:
     """Whether an earlier decision looked at the same labels: every look makes them a little less unseen."""
     evidence = entry.decision.evidence
-    before = (evidence.get("challenger") or {}).get("data_digest")
-    return evidence.get("split") == split and before == candidate.data_digest
+    # Decisions that were made before it was noted: what their version was evaluated on.
+    before = evidence.get("data_digest") or (evidence.get("challenger") or {}).get("data_digest")
+    return evidence.get("split") == split and before == digest
 
 
 def _changed(entry: Entry) -> bool:

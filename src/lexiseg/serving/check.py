@@ -18,6 +18,8 @@ SPLIT, RECORDS = "dataframe_split", ("dataframe_records", "inputs", "instances")
 JSON = "application/json"
 EXAMPLE = f'{{"dataframe_split": {{"columns": ["{IMAGE}"], "data": [["…"]]}}, "params": {{"{LABELS}": ["grass"]}}}}'
 AS_BASE64 = "send base64.b64encode(Path('photo.jpg').read_bytes()).decode()"
+# Not all that Pillow knows: it hands PostScript to an interpreter of its own.
+FORMATS = ("PNG", "JPEG", "JPEG2000", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM")
 _SHOWN = 60  # characters of what a client sent that an answer repeats
 
 
@@ -177,7 +179,7 @@ def _pixels(content: Any, row: int) -> int:
     if not file:
         raise _wrong(f"{name} is empty (0 bytes)", "the bytes of a PNG or JPEG file as base64 text", AS_BASE64)
     try:
-        with Image.open(BytesIO(file)) as picture:
+        with Image.open(BytesIO(file), formats=FORMATS) as picture:
             return picture.width * picture.height
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _wrong(
@@ -188,7 +190,7 @@ def _pixels(content: Any, row: int) -> int:
     except Exception as error:  # depending on format and place of the damage, nearly any kind
         raise _wrong(
             f"{name} is not a picture in a known format",
-            "PNG, JPEG or another format that Pillow reads",
+            ", ".join(FORMATS),
             "export the picture as PNG or JPEG",
         ) from error
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from lexiseg.errors import LexisegError
+from lexiseg.errors import LexisegError, MissingVersionError
 
 # An ASGI application: the scoring server of MLflow with one model.
 App = Callable[[Any, Any, Any], Any]
@@ -87,6 +87,9 @@ class Current:
                 what = f"version {number} cannot be loaded"
                 started = time.monotonic()
                 served = load()
+            except MissingVersionError as error:
+                self._note("no version is meant any more: the alias was taken away", error)
+                return False
             except Exception as error:  # whatever is wrong with it, the old version is there
                 self._note(what, error)
                 return False

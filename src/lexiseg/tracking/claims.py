@@ -117,14 +117,22 @@ def take_turn(store: Store, method: str) -> Iterator[Turn]:
             entries=tuple(read_entries(store, method)),
         )
     finally:
-        _held.discard(json.loads(claim.tags[OWNER])["nonce"])
         # Also after an error: what was written is carried out, and what was not is void.
-        _settle(store, method, claim)
+        try:
+            _settle(store, method, claim)
+        except MlflowException as error:
+            # Who may not write decisions may end their own claim: others need not wait for it, its number is left out.
+            if error.get_http_status_code() == 403:
+                store.client.delete_experiment(claim.experiment_id)
+            if _is_open(store.client.get_experiment(claim.experiment_id)) or error.get_http_status_code() == 403:
+                raise
+        finally:
+            _held.discard(json.loads(claim.tags[OWNER])["nonce"])
 
 
 def seals(store: Store, method: str) -> dict[int, str]:
     """Number -> hash of each decision, as its claim kept it when it ended."""
-    return {_number(claim.name): claim.tags[SEAL] for claim in _claims(store, method) if SEAL in claim.tags}
+    return {_number(claim.name): claim.tags[SEAL] for claim in _experiments(store, method) if SEAL in claim.tags}
 
 
 def _now() -> str:
@@ -134,18 +142,27 @@ def _now() -> str:
 def _claim(store: Store, method: str) -> Any:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
-        claims = _claims(store, method)
-        for other in claims:
-            if _is_open(other) and not _is_alive(other):
-                _settle(store, method, other)
-        busy = [other for other in claims if _is_open(other) and _is_alive(other)]
-        if not busy:
-            numbers = [_number(one.name) for one in claims]
-            numbers += [entry.decision.number for entry in read_entries(store, method)]
+        # In this order: of every decision that is seen here, the claim is in the list that is read after it. The other
+        # way round, the number after one that is just being decided would be free.
+        numbers = [entry.decision.number for entry in read_entries(store, method)]
+        names = _experiments(store, method)
+        numbers += [_number(one.name) for one in names]
+        claims = [one for one in names if _is_open(one)]
+        busy = [claim for claim in claims if _is_alive(claim)]
+        left = [claim for claim in claims if claim not in busy]
+        if left and _settled(store, method, left, last=time.monotonic() > deadline):
+            continue  # others may have claimed meanwhile
+        if not busy and not left:
             made = _try_to_claim(store, method, max(numbers, default=0) + 1)
             if made is not None:
                 return made
-        elif time.monotonic() > deadline:
+        if time.monotonic() > deadline:
+            if not busy:
+                raise PromotionError(
+                    found=f"promotion-{method}-{max(numbers, default=0) + 1} cannot be created and is not to be seen",
+                    allowed="an experiment of MLflow that this user may read",
+                    fix="have the server's administrator let you read all experiments, then repeat it",
+                )
             owner = json.loads(busy[0].tags[OWNER])
             raise PromotionError(
                 found=f"{busy[0].name} has been under way for {PATIENCE_SECONDS:.0f} s, by process {owner['pid']} on "
@@ -154,6 +171,18 @@ def _claim(store: Store, method: str) -> Any:
                 fix="look at that process, end it if it hangs, and repeat: what it left is settled then",
             )
         time.sleep(_POLL_SECONDS)
+
+
+def _settled(store: Store, method: str, claims: Sequence[Any], *, last: bool) -> bool:
+    """Settle what was left over; False where others do the same at this moment: two then get in each other's way."""
+    try:
+        for claim in claims:
+            _settle(store, method, claim)
+    except MlflowException as error:
+        if last or error.get_http_status_code() == 403:
+            raise
+        return False
+    return True
 
 
 def _try_to_claim(store: Store, method: str, number: int) -> Any:
@@ -165,10 +194,11 @@ def _try_to_claim(store: Store, method: str, number: int) -> Any:
         store.client.create_experiment(name, tags={OWNER: json.dumps(owner)})
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            _held.discard(owner["nonce"])
             raise
     claim = store.client.get_experiment_by_name(name)
     # Also where it was there already: the request may have been repeated because its answer was lost.
-    if claim is not None and json.loads(claim.tags[OWNER])["nonce"] == owner["nonce"]:
+    if claim is not None and OWNER in claim.tags and json.loads(claim.tags[OWNER]).get("nonce") == owner["nonce"]:
         return claim
     _held.discard(owner["nonce"])
     return None
@@ -210,8 +240,8 @@ def _hash_of_last(entries: Sequence[Entry]) -> str | None:
     return entries[-1].decision.hash if entries else None
 
 
-def _claims(store: Store, method: str) -> list[Any]:
-    """All claims that there ever were, open and ended."""
+def _experiments(store: Store, method: str) -> list[Any]:
+    """All claims that there ever were, open and ended, and whatever else has such a name."""
     found, token = [], None
     while True:
         page = store.client.search_experiments(
@@ -258,7 +288,8 @@ def _machine() -> str:
 
 
 def _is_open(claim: Any) -> bool:
-    return claim.lifecycle_stage == "active" and SEAL not in claim.tags
+    # An experiment without an owner is no claim, whatever it is called: its number is left out.
+    return claim.lifecycle_stage == "active" and OWNER in claim.tags and SEAL not in claim.tags
 
 
 def _is_alive(claim: Any) -> bool:

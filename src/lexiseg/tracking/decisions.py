@@ -167,10 +167,12 @@ def carry_out(store: Store, entry: Entry) -> str:
     Returns:
         "yes", or why it was not carried out.
     """
-    client, decision, carried_out = store.client, entry.decision, entry.carried_out
+    client, decision = store.client, entry.decision
     for key, value in _numbers(decision.evidence).items():
         client.log_metric(entry.run_id, key, value)
     client.set_tag(entry.run_id, MLFLOW_RUN_NOTE, _note(decision))
+    # Read anew: two may settle one decision at the same time, and a third decide after the quicker of them.
+    carried_out = client.get_run(entry.run_id).data.tags.get(CARRIED_OUT)
     if carried_out is None:
         # Noted at once: whoever settles this after a crash must not set again what others have changed since.
         carried_out = _set_alias(store, decision)

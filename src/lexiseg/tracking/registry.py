@@ -22,7 +22,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 from PIL import Image
 
-from lexiseg.errors import ModelError, TrackingError
+from lexiseg.errors import MissingVersionError, ModelError, TrackingError
 from lexiseg.storage import atomic_path, read_json, sha256_of_json
 from lexiseg.tracking import pyfunc_model
 from lexiseg.tracking.card import PER_CLASS, model_card
@@ -258,14 +258,14 @@ def _resolve(store: Store, name: str, *, alias: str | None, number: str | None) 
     registered = registered_model(store, name)
     if registered is None:
         known = sorted(model.name for model in client.search_registered_models())
-        raise TrackingError(
+        raise MissingVersionError(
             found=f"no registered model {name!r} in MLflow",
             allowed=f"one of {', '.join(known)}" if known else "a model that was registered; there is none yet",
             fix="`dvc repro` makes the model, `lexiseg sync` registers it",
         )
     if alias is not None:
         if alias not in registered.aliases:
-            raise TrackingError(
+            raise MissingVersionError(
                 found=f"the model {name} has no alias {alias!r}",
                 allowed=f"one of {', '.join(sorted(registered.aliases)) or 'none yet'}, or a version number",
                 fix=f"`lexiseg sync` sets the alias {CHALLENGER}",
@@ -273,7 +273,7 @@ def _resolve(store: Store, name: str, *, alias: str | None, number: str | None) 
         number = str(registered.aliases[alias])
     versions = {str(item.version): item for item in client.search_model_versions(f"name = '{name}'")}
     if str(int(number or 0)) not in versions:
-        raise TrackingError(
+        raise MissingVersionError(
             found=f"the model {name} has no version {number}",
             allowed=f"one of {', '.join(sorted(versions, key=int)) or 'none yet'}",
             fix=f"take one of them, or an alias such as models:/{name}@{CHALLENGER}",
