@@ -13,7 +13,7 @@ import tomllib
 import pytest
 from helpers.compose import PORTS, VARIABLE, filled, natively, read_env, services
 from helpers.team import Team
-from helpers.working_tree import SOURCE
+from helpers.working_tree import SOURCE, environment
 
 SERVICES = services(SOURCE)
 TEXT = (SOURCE / "compose.yaml").read_text(encoding="utf-8")
@@ -143,6 +143,25 @@ def test_the_commands_without_containers_are_those_of_the_containers():
         (words,) = (shlex.split(line) for line in page.splitlines() if line.startswith(f"{start} --"))
         # A folder instead of the store, which a machine alone has no need of.
         assert words == [word.replace("s3://mlflow", "/srv/lexiseg/artifacts") for word in expected]
+
+
+def test_a_folder_that_holds_no_backup_is_not_taken_for_one(tmp_path):
+    (tmp_path / "mlflow").mkdir()
+    command = [sys.executable, str(SOURCE / "team/bucket.py"), "load", str(tmp_path)]
+    own = environment(SOURCE) | {"AWS_DEFAULT_REGION": "us-east-1"}
+    done = subprocess.run(command, env=own, text=True, capture_output=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"found: no dvc in {tmp_path}\nallowed: a folder that `save` has written")
+
+
+def test_a_store_that_does_not_answer_is_told_of(tmp_path):
+    keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_MAX_ATTEMPTS": "1"}
+    own = environment(SOURCE) | keys | {"AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
+    command = [sys.executable, str(SOURCE / "team/bucket.py"), "create"]
+    done = subprocess.run(command, env=own, text=True, capture_output=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith('found: Could not connect to the endpoint URL: "http://127.0.0.1:9')
+    assert "to do: set AWS_ENDPOINT_URL" in done.stderr
 
 
 def test_a_server_that_ends_is_told_with_what_it_said(tmp_path, monkeypatch):
