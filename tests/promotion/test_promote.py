@@ -543,6 +543,15 @@ def test_the_card_of_a_version(registry, tree):
     assert described.startswith("# lexiseg-lseg, version 3\n")
     assert "over 1 seed(s)" in described
 
+    def wordy(card: dict[str, Any]) -> None:
+        card["licences"] |= {f"part {number}": "word " * 50 for number in range(30)}
+
+    registry.add(0.7, change=wordy)
+    described = connect(tree).client.get_model_version("lexiseg-lseg", "4").description
+    assert described is not None
+    assert len(described) == 5000
+    assert described.endswith("\n… all of it: `lexiseg card lseg --version 4`")
+
 
 def test_a_record_too_long_for_mlflow_is_shortened(registry, tree, quick):
     floors = {f"class number {number} with a long name": 0.9 for number in range(200)}

@@ -114,6 +114,9 @@ def recorded_scores(store: Store, candidate: Candidate, split: str) -> Scores | 
 
     A run is known by settings, data and code. A training that is repeated on another machine has the same run and
     other weights, so the counts have to give the score that the version's own card states.
+
+    Raises:
+        TrackingError: MLflow is out of reach.
     """
     metrics = candidate.card.get("metrics", {}).get(split)
     if not metrics or metrics.get("miou") is None:
@@ -131,7 +134,15 @@ def recorded_scores(store: Store, candidate: Candidate, split: str) -> Scores | 
 
 
 def read_counts(images: Path, per_class: Path) -> ImageCounts:
-    """The counts by picture in a file of the stage evaluate, with the names of the classes from the one beside it."""
+    """The counts by picture in a file of the stage evaluate, with the names of the classes from the one beside it.
+
+    Args:
+        images: SPLIT_images.parquet.
+        per_class: SPLIT_per_class.csv, a row per class in the order of the counts.
+
+    Raises:
+        FileNotFoundError: one of them is missing.
+    """
     with per_class.open(newline="", encoding="utf-8") as stream:
         names = [row["class"] for row in csv.DictReader(stream)]
     return read_image_counts(images, names)

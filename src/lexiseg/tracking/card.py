@@ -38,6 +38,9 @@ def model_card(
 
     Returns:
         Markdown.
+
+    Raises:
+        MlflowException: MLflow has no such run, or is out of reach.
     """
     card, vocabulary = read_json(folder / "card.json"), read_json(folder / "vocabulary.json")
     run = store.client.get_run(run_id)

@@ -76,6 +76,7 @@ class Turn:
 
         Raises:
             PromotionError: the claim is not ours any more: this process stood still for longer than a claim lasts.
+            MlflowException: MLflow refuses or is out of reach.
         """
         claim = _claim_named(self.store, self.method, self.number)
         if claim is None or not _is_open(claim):
@@ -104,7 +105,8 @@ def take_turn(store: Store, method: str) -> Iterator[Turn]:
     """Wait until nobody else decides about the method, and keep others waiting.
 
     Raises:
-        PromotionError: another decision is under way and does not end.
+        PromotionError: another decision is under way and does not end, or this user may not see who decides.
+        MlflowException: MLflow refuses or is out of reach.
     """
     claim = _claim(store, method)
     number = _number(claim.name)

@@ -154,7 +154,11 @@ def _decision_of(run: Any, method: str) -> Decision:
 
 
 def write_decision(store: Store, decision: Decision) -> str:
-    """Write a decision in one piece; returns the id of its run. It is not carried out yet."""
+    """Write a decision in one piece; returns the id of its run. It is not carried out yet.
+
+    Raises:
+        MlflowException: MLflow refuses or is out of reach; `tracking_errors` puts it into words.
+    """
     experiment = store.experiment(EXPERIMENT)
     tags = {RECORD: decision.to_text(), METHOD: decision.method, NUMBER: str(decision.number)}
     name = f"{decision.method}-{decision.number}-{decision.outcome.replace(' ', '-')}"
@@ -166,6 +170,9 @@ def carry_out(store: Store, entry: Entry) -> str:
 
     Returns:
         "yes", or why it was not carried out.
+
+    Raises:
+        MlflowException: MLflow refuses or is out of reach; what was done stays, and whoever comes next does the rest.
     """
     client, decision = store.client, entry.decision
     for key, value in _numbers(decision.evidence).items():

@@ -178,7 +178,8 @@ def _publish_card(store: Store, record: Record, folder: ModelFolder, number: str
         per_class={table.removesuffix(PER_CLASS): file for table, file in tables.items()},
     )
     if len(text) > MAX_DESCRIPTION:
-        text = f"{text[: MAX_DESCRIPTION - 2]}\n…"  # `lexiseg card` has all of it
+        rest = f"\n… all of it: `lexiseg card {record.method} --version {number}`"
+        text = text[: MAX_DESCRIPTION - len(rest)] + rest
     if version.description == text:
         return []
     store.client.update_model_version(name, number, description=text)
