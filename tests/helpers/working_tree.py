@@ -147,7 +147,7 @@ def copy_of(root: Path, target: Path, *, linked: bool = False) -> Path:
     Args:
         root: what is copied.
         target: does not exist yet.
-        linked: by hard links, in no time: for tests that run no stage, and replace files instead of writing into them.
+        linked: by hard links, in no time: for tests that replace files of it and write into none.
     """
 
     def link(source: str, place: str) -> None:

@@ -92,7 +92,7 @@ def test_an_alias_that_was_taken_away(registry, current, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(current, "_find", find)
         assert not current.refresh()
-        assert current.last_error["what"] == "no version is meant any more: the alias was taken away"
+        assert current.last_error["what"] == "MLflow has no such alias or version any more"
         assert current.served.number == "1"
     current.refresh()
     assert current.last_error is None

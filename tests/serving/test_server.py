@@ -148,8 +148,9 @@ GOOD = PICTURES[0]
 TRUNCATED = base64.b64encode(base64.b64decode(GOOD)[:-30]).decode()
 SPLIT = {"columns": ["image_b64"], "data": [[GOOD]]}
 AS_JSON = {"Content-Type": "application/json"}
-# What is sent, the status, and words of the message.
+# Pillow knows it, and gives it to an interpreter.
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n8 8 moveto\n%%EOF\n"
+# What is sent, the status, and words of the message.
 BAD = {
     "not an image": (request(base64.b64encode(b"hello").decode()), 400, ["row 0 is not a picture", "PNG, JPEG"]),
     "SVG": (request(base64.b64encode(b"<svg xmlns='http://www.w3.org/2000/svg'/>").decode()), 400, ["not a picture"]),

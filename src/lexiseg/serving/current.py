@@ -88,7 +88,7 @@ class Current:
                 started = time.monotonic()
                 served = load()
             except MissingVersionError as error:
-                self._note("no version is meant any more: the alias was taken away", error)
+                self._note("MLflow has no such alias or version any more", error)
                 return False
             except Exception as error:  # whatever is wrong with it, the old version is there
                 self._note(what, error)

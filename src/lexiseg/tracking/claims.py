@@ -123,10 +123,12 @@ def take_turn(store: Store, method: str) -> Iterator[Turn]:
         try:
             _settle(store, method, claim)
         except MlflowException as error:
-            # Who may not write decisions may end their own claim: others need not wait for it, its number is left out.
             if error.get_http_status_code() == 403:
+                # Who may not write decisions may end their own claim: nobody waits for it, its number is left out.
                 store.client.delete_experiment(claim.experiment_id)
-            if _is_open(store.client.get_experiment(claim.experiment_id)) or error.get_http_status_code() == 403:
+                raise
+            # Of two who settle it at once, the other may have ended it.
+            if _is_open(store.client.get_experiment(claim.experiment_id)):
                 raise
         finally:
             _held.discard(json.loads(claim.tags[OWNER])["nonce"])
