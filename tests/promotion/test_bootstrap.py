@@ -72,7 +72,7 @@ def test_other_pictures_are_refused():
 
 @pytest.mark.parametrize("images", [40, 200])
 def test_equal_models_are_seldom_called_better(images):
-    """The error that promotion must not make: at most 5 % of the pairs. One side of a 95 % interval promotes: 2.5 % expected."""
+    """The error that promotion must not make: at most 5 % of the pairs; one side of the interval promotes (2.5 %)."""
     rng = np.random.default_rng(images)
     promoted = 0
     for pair in range(200):
