@@ -269,7 +269,7 @@ def _resolve(store: Store, name: str, *, alias: str | None, number: str | None) 
             raise MissingVersionError(
                 found=f"the model {name} has no alias {alias!r}",
                 allowed=f"one of {', '.join(sorted(registered.aliases)) or 'none yet'}, or a version number",
-                fix=f"`lexiseg sync` sets the alias {CHALLENGER}",
+                fix=f"`lexiseg sync` sets {CHALLENGER}, `lexiseg promote METHOD --to production` sets production",
             )
         number = str(registered.aliases[alias])
     versions = {str(item.version): item for item in client.search_model_versions(f"name = '{name}'")}
